@@ -1,0 +1,90 @@
+"""Which base model a part holds, and whether two parts hold the same one."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from art_core.errors import ConfigError
+
+_SAMPLE_BYTES = 1 << 20
+
+
+class BaseIdentity(BaseModel):
+    """The base model's name and what pins its content."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    """Hub name or local path, as the user gave it."""
+    digest: str
+    """`base_digest` of its files."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What an engine or a trainer says about the base model it loaded."""
+
+    identity: BaseIdentity
+    vocab_size: int
+    """Token ids are in [0, vocab_size)."""
+    context_tokens: int
+    """Longest sequence, prompt and completion together."""
+    chat_template: str | None
+    """The Jinja template in force, None where the model has none."""
+    dtype: str
+    """Compute type of the base weights, e.g. ``"float32"``."""
+
+
+def base_digest(directory: Path) -> str:
+    """Digest that tells base models apart without reading tens of gigabytes.
+
+    Covers every ``*.json`` and ``*.safetensors`` file: name, size, and its first and last MiB (which holds
+    the whole safetensors header of all but the largest shards). It does not notice a change that keeps a
+    weight file's size and both of its ends.
+
+    Args:
+        directory: The model's local directory.
+
+    Returns:
+        Hex sha256.
+    """
+    total = hashlib.sha256()
+    files = sorted(p for p in directory.iterdir() if p.suffix in {".json", ".safetensors"})
+    for path in files:
+        size = path.stat().st_size
+        total.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            total.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(0, size - _SAMPLE_BYTES))
+            total.update(file.read(_SAMPLE_BYTES))
+    return total.hexdigest()
+
+
+def require_same_base(engine: ModelInfo, trainer: ModelInfo) -> None:
+    """Refuse to run an engine and a trainer that hold different base models.
+
+    Args:
+        engine: What the engine loaded.
+        trainer: What the trainer loaded.
+
+    Raises:
+        ConfigError: Digest, vocabulary or chat template differ; both values are named.
+    """
+    for what, a, b in (
+        ("base model digest", engine.identity.digest, trainer.identity.digest),
+        ("vocabulary size", engine.vocab_size, trainer.vocab_size),
+        ("chat template", engine.chat_template, trainer.chat_template),
+    ):
+        if a != b:
+            raise ConfigError(
+                f"engine and trainer disagree about the {what}: engine {_short(a)}, trainer {_short(b)} "
+                f"(base model {engine.identity.name!r} and {trainer.identity.name!r}); give both the same one"
+            )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"

@@ -1,0 +1,124 @@
+"""Settings, their defaults and their limits. The only room that reads environment variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from art_core.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What ART reads from environment variables, all of it, once."""
+
+    engine: str | None = None
+    """``ART_ENGINE``: name of the engine where the caller names none."""
+    trainer: str | None = None
+    """``ART_TRAINER``: name of the trainer where the caller names none."""
+    store: str | None = None
+    """``ART_STORE``: name of the checkpoint store where the caller names none."""
+    publisher: str | None = None
+    """``ART_PUBLISHER``: name of the publisher where the caller names none."""
+    cache: Path = Path("~/.cache/art")
+    """``ART_CACHE``: where converted models live."""
+
+    @classmethod
+    def read(cls) -> Self:
+        """Read the process's environment."""
+        get = os.environ.get
+        return cls(
+            engine=get("ART_ENGINE") or None,
+            trainer=get("ART_TRAINER") or None,
+            store=get("ART_STORE") or None,
+            publisher=get("ART_PUBLISHER") or None,
+            cache=Path(get("ART_CACHE") or "~/.cache/art").expanduser(),
+        )
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Every time-out of ART in one table; seconds."""
+
+    engine_start_s: float = 600.0
+    """From launching the engine's process until it answers."""
+    engine_stop_s: float = 10.0
+    """From asking the engine to stop until it is killed."""
+    trainer_start_s: float = 600.0
+    """From launching the trainer's process until the base model is loaded."""
+    trainer_stop_s: float = 10.0
+    """From asking the trainer to stop until it is killed."""
+    step_s: float = 3600.0
+    """One training step."""
+    save_s: float = 600.0
+    """Writing the adapter and optimizer files."""
+    load_adapter_s: float = 60.0
+    """Loading one adapter into the engine."""
+    score_s: float = 120.0
+    """Scoring the probe."""
+    slot_s: float = 600.0
+    """A publication waiting for a free adapter slot."""
+    request_s: float = 1200.0
+    """One completion, from the gateway's side."""
+    connect_s: float = 5.0
+    """Connecting to a process of ours on this machine."""
+
+
+class PartOptions(BaseModel):
+    """Base of the options model that every part has; unknown keys are refused with the nearest known one.
+
+    A subclass sets ``part`` to the name of the plugin that it configures, so that an instance of it can be
+    given wherever that name can.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    part: ClassVar[str]
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Build the options from plain values.
+
+        Args:
+            values: Option name to value.
+
+        Raises:
+            ConfigError: A key is unknown (nearest one named) or a value out of range.
+        """
+        for key in values:
+            if key not in cls.model_fields:
+                raise ConfigError(f"{cls.part!r} has no option {key!r}; {nearest(key, cls.model_fields)}")
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"{cls.part!r} option {where!r} is {first['input']!r}: {first['msg']}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """The adapter's shape. Source: Hu et al. 2021, "LoRA" (arXiv:2106.09685), section 4.1."""
+
+    rank: int = 8
+    """r: inner dimension of the update B·A."""
+    alpha: float = 16.0
+    """The update is scaled by alpha / rank."""
+    target_modules: Sequence[str] | None = None
+    """Names of the linear modules to adapt; None: every linear module of the decoder layers."""
+    random_state: int = 3407
+    """Seed of A's initialisation (B starts at zero, so step 0 is the base model)."""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.rank, int) and 1 <= self.rank <= 512):
+            raise ConfigError(f"LoRA rank is {self.rank!r}; allowed: a whole number from 1 to 512")
+        if not self.alpha > 0:
+            raise ConfigError(f"LoRA alpha is {self.alpha!r}; allowed: above 0")
+        if self.target_modules is not None and not list(self.target_modules):
+            raise ConfigError("LoRA target_modules is empty; name at least one module, or leave it out for all")

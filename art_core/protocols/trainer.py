@@ -1,0 +1,111 @@
+"""Contract of a trainer.
+
+Intent. A trainer holds one frozen base model, one LoRA adapter and its optimizer, and improves the adapter by one
+step per batch. It knows nothing of engines, stores or routes, and it never writes a manifest.
+
+Who calls, and how often. Core hosts a trainer in a worker process of its own and calls `start`, then `step` and
+`save` once each per training step, in that order; never two calls at once. `start` may be called again at any time:
+it resets weights and optimizer to `resume_from` exactly (or to a fresh adapter), keeping the base model loaded
+where the spec is unchanged.
+
+Cancellation. A cancelled `step` ends at the next microbatch, before the optimizer update: weights and optimizer are
+as they were. After the update has begun it is finished.
+
+Failure. A `step` that raises leaves weights and optimizer as they were, bit for bit.
+
+Determinism. On one CPU machine the same seed, state and batch give a bit-identical adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from art_core.base_model import ModelInfo
+from art_core.batch import TrainBatch
+from art_core.config import LoRAConfig
+from art_core.step import StepConfig, StepResult
+
+
+@dataclass(frozen=True)
+class TrainerSpec:
+    """What a trainer is started with."""
+
+    base_model: str
+    """Local directory or hub name."""
+    lora: LoRAConfig
+    device_ids: tuple[int, ...] | None = None
+    """GPUs to use; None: the trainer's choice."""
+    chat_template: str | None = None
+    """Overrides the model's own Jinja template."""
+
+
+@dataclass(frozen=True)
+class TrainerInfo:
+    """What a started trainer holds."""
+
+    model: ModelInfo
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Distribution name to version, recorded in every manifest."""
+
+
+class Trainer(Protocol):
+    """Improves one adapter; see the module's contract."""
+
+    async def start(self, spec: TrainerSpec, resume_from: Path | None) -> TrainerInfo:
+        """Load the base model and the adapter.
+
+        Args:
+            spec: Base model and adapter shape.
+            resume_from: A checkpoint directory that this trainer's `save` wrote (adapter and optimizer files);
+                None: a fresh adapter, equal to the base. Without optimizer files the optimizer starts afresh.
+
+        Raises:
+            ConfigError: Base model missing or not a causal LM, or a LoRA target that matches nothing.
+            CheckpointCorruptError: The files don't fit the base model.
+            TrainerStartError: Anything else.
+        """
+        ...
+
+    async def step(self, batch: TrainBatch, config: StepConfig) -> StepResult:
+        """Make one optimizer step; none where the batch has no usable advantage.
+
+        Raises:
+            BatchError: Token ids outside the vocabulary or a sequence longer than the context.
+            NonFiniteLossError: Loss or gradient is not finite.
+            OutOfMemoryError: It did not fit.
+        """
+        ...
+
+    async def save(self, directory: Path) -> None:
+        """Write adapter_config.json, adapter_model.safetensors (PEFT layout) and optimizer.safetensors.
+
+        Args:
+            directory: An existing empty directory; the files need not be fsynced.
+
+        Raises:
+            CheckpointError: It can't be written; names the path and the system's reason.
+        """
+        ...
+
+    async def offload(self) -> None:
+        """Give device memory back.
+
+        Raises:
+            CapabilityError: The trainer does not declare OFFLOAD.
+        """
+        ...
+
+    async def onload(self) -> None:
+        """Take device memory again, exactly as before.
+
+        Raises:
+            CapabilityError: The trainer does not declare OFFLOAD.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Free everything; idempotent."""
+        ...

@@ -1,0 +1,1 @@
+"""PyTorch inference engine and trainer for ART."""

@@ -1,0 +1,58 @@
+"""Entry point of the `torch` engine and trainer. Light: torch is imported when a part is created or started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from art_core.capability import FULL, Capabilities, Capability
+from art_core.hookspecs import hookimpl
+from art_core.part import EnginePart, TrainerPart
+from art_core.protocols.engine import InferenceEngine
+from art_core.protocols.trainer import Trainer
+from art_torch.options import TorchEngineOptions, TorchTrainerOptions
+
+
+@hookimpl
+def art_register_engines(register: Callable[[EnginePart], None]) -> None:
+    """Register the torch engine."""
+    register(
+        EnginePart(
+            name="torch",
+            options=TorchEngineOptions,
+            capabilities=Capabilities(
+                {
+                    Capability.WEIGHT_PROOF: FULL,
+                    Capability.SCORE: FULL,
+                    Capability.STREAM_TOKEN_IDS: FULL,
+                }
+            ),
+            priority=10,
+            create=_engine,
+        )
+    )
+
+
+@hookimpl
+def art_register_trainers(register: Callable[[TrainerPart], None]) -> None:
+    """Register the torch trainer."""
+    register(
+        TrainerPart(
+            name="torch",
+            options=TorchTrainerOptions,
+            capabilities=Capabilities({Capability.OPTIMIZER_STATE: FULL}),
+            priority=10,
+            create=_trainer,
+        )
+    )
+
+
+def _engine(options: TorchEngineOptions) -> InferenceEngine:
+    from art_torch.engine import TorchEngine
+
+    return TorchEngine(options)
+
+
+def _trainer(options: TorchTrainerOptions) -> Trainer:
+    from art_torch.trainer import TorchTrainer
+
+    return TorchTrainer(options)
