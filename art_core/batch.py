@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from art_core.advantage import Advantages, advantages
 from art_core.errors import BatchError
+from art_core.tokenization import Tokenization, TokenizationLimits, tokenize
+from art_core.trajectory import TrajectoryGroup
+
+A = TypeVar("A", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +52,7 @@ class TrainBatch:
             array = getattr(self, field.name)
             shape = (B, T) if field.name.endswith("_BT") else (B,)
             if array.shape != shape or array.dtype != DTYPES[field.name]:
-                raise BatchError(
-                    f"{field.name} is {array.dtype}{array.shape}; expected {DTYPES[field.name]}{shape}"
-                )
+                raise BatchError(f"{field.name} is {array.dtype}{array.shape}; expected {DTYPES[field.name]}{shape}")
         if B < 1:
             raise BatchError("the batch has no sequence")
         if not (np.isfinite(self.logprobs_BT).all() and np.isfinite(self.advantages_BT).all()):
@@ -84,3 +89,82 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
     "trajectory_ids_B": np.dtype(np.int32),
 }
 """The dtype of every field of `TrainBatch`."""
+
+
+def make_batch(
+    groups: Sequence[TrajectoryGroup], limits: TokenizationLimits, scale_rewards: bool = True
+) -> tuple[TrainBatch, dict[str, float]]:
+    """Groups to what a trainer learns from: advantages from rewards, sequences from choices, padded.
+
+    Every sampled token carries its trajectory's advantage, in all of the trajectory's sequences.
+
+    Args:
+        groups: What the agent did.
+        limits: Vocabulary, context and policy steps.
+        scale_rewards: See `art_core.advantage.group_advantages`.
+
+    Returns:
+        The batch, and metrics ``data/step_*`` and ``train/*``.
+
+    Raises:
+        TrajectoryError: A trajectory can't be trained on (which one, the value, what is allowed), or there is none.
+        BatchError: The batch breaks its invariants.
+    """
+    advantage = advantages(groups, scale=scale_rewards)
+    tokenization = tokenize(groups, limits)
+    batch = _pad(tokenization, advantage.trajectories)
+    return batch, _metrics(groups, batch, advantage, tokenization, limits.current_step)
+
+
+def _pad(tokenization: Tokenization, advantages_N: NDArray[np.float32]) -> TrainBatch:
+    sequences = tokenization.sequences
+    lengths_B = np.asarray([len(s.tokens_T) for s in sequences], np.int32)
+    trajectory_ids_B = np.asarray([s.trajectory_index for s in sequences], np.int32)
+    T = int(lengths_B.max())
+    loss_mask_BT = _stack([s.loss_mask_T for s in sequences], T, False)
+    return TrainBatch(
+        tokens_BT=_stack([s.tokens_T for s in sequences], T, 0),
+        loss_mask_BT=loss_mask_BT,
+        logprobs_BT=_stack([s.logprobs_T for s in sequences], T, 0),
+        advantages_BT=np.where(loss_mask_BT, advantages_N[trajectory_ids_B, None], np.float32(0)),
+        policy_steps_BT=_stack([s.policy_steps_T for s in sequences], T, -1),
+        temperatures_BT=_stack([s.temperatures_T for s in sequences], T, 1),
+        lengths_B=lengths_B,
+        group_ids_B=np.asarray([s.group_index for s in sequences], np.int32),
+        trajectory_ids_B=trajectory_ids_B,
+    )
+
+
+def _stack(rows: Sequence[NDArray[A]], T: int, padding: float) -> NDArray[A]:
+    stacked_BT = np.full((len(rows), T), padding, rows[0].dtype)
+    for b, row_T in enumerate(rows):
+        stacked_BT[b, : len(row_T)] = row_T
+    return stacked_BT
+
+
+def _metrics(
+    groups: Sequence[TrajectoryGroup],
+    batch: TrainBatch,
+    advantage: Advantages,
+    tokenization: Tokenization,
+    current_step: int,
+) -> dict[str, float]:
+    lag = current_step - batch.policy_steps_BT[batch.loss_mask_BT]
+    trajectories = len(advantage.trajectories)
+    exceptions = sum(len(group.exceptions) for group in groups)
+    return {
+        "data/step_num_groups": float(len(groups)),
+        "data/step_num_groups_trainable": float(advantage.trainable_groups),
+        "data/step_num_groups_zero_variance": float(advantage.zero_variance_groups),
+        "data/step_num_groups_small": float(advantage.small_groups),
+        "data/step_num_trajectories": float(trajectories),
+        "data/step_num_sequences": float(len(batch.lengths_B)),
+        "data/step_history_splits": float(tokenization.history_splits),
+        "data/step_choices_without_policy_step": float(tokenization.unknown_policy_choices),
+        "data/step_trainable_tokens": float(batch.loss_tokens),
+        "data/step_policy_lag_mean": float(lag.mean()) if lag.size else 0.0,
+        "data/step_policy_lag_max": float(lag.max()) if lag.size else 0.0,
+        "train/reward": advantage.reward_mean,
+        "train/reward_std_dev": advantage.reward_std_dev,
+        "train/exception_rate": exceptions / (trajectories + exceptions),
+    }

@@ -21,7 +21,7 @@ class Capability(StrEnum):
     """Engine: digests the tensors in an adapter's slot, so that a publication can be proved exactly."""
     SCORE = "score"
     """Engine: returns logprobs of given tokens under a named adapter."""
-    STREAM_TOKEN_IDS = "stream_token_ids"  # noqa: S105
+    STREAM_TOKEN_IDS = "stream_token_ids"
     """Engine: streamed chunks carry the sampled token ids."""
     SLEEP = "sleep"
     """Engine: gives its device memory back and takes it again."""

@@ -6,16 +6,22 @@ manifest with every file's size and sha256. A directory without a whole, matchin
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from io import FileIO
+from pathlib import Path
+from typing import Annotated, Required, TypedDict, Unpack
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from art_core import disk
 from art_core.base_model import BaseIdentity
-from art_core.errors import CheckpointCorruptError
+from art_core.errors import CheckpointCorruptError, CheckpointError
 from art_core.step import Probe
 
 MANIFEST = "manifest.json"
@@ -25,7 +31,18 @@ ADAPTER_CONFIG = "adapter_config.json"
 OPTIMIZER = "optimizer.safetensors"
 
 _MANIFEST_LIMIT_BYTES = 4 << 20
-_BLOCK_BYTES = 1 << 20
+_ALLOWED_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model", ".md")
+
+
+def _plain_name(name: str) -> str:
+    if not name or name.startswith(".") or len(name.encode()) > 255 or set(name) & set("/\\\0") or name == MANIFEST:
+        raise ValueError(f"file name {name!r} is not allowed; allowed: a plain name without separators or leading dot")
+    if not name.endswith(_ALLOWED_SUFFIXES):
+        raise ValueError(
+            f"file {name!r} is of a kind that is not allowed (a pickle can run code when read); "
+            f"allowed: {', '.join(_ALLOWED_SUFFIXES)}"
+        )
+    return name
 
 
 class FileRecord(BaseModel):
@@ -48,8 +65,8 @@ class Manifest(BaseModel):
     """Step this one was trained from; None for step 0."""
     updated: bool = True
     """False where the step made no optimizer update: the adapter equals its parent's."""
-    files: dict[str, FileRecord]
-    metrics: dict[str, float] = {}
+    files: dict[Annotated[str, AfterValidator(_plain_name)], FileRecord]
+    metrics: dict[str, FiniteFloat] = {}
     versions: dict[str, str] = {}
     """Distribution name to version, of the trainer's side."""
 
@@ -89,17 +106,160 @@ class StoredCheckpoint:
         return Probe.read(self.directory / PROBE) if PROBE in self.manifest.files else None
 
 
+class ManifestFields(TypedDict, total=False):
+    """What `write_manifest` is told; see `Manifest`."""
+
+    run: Required[str]
+    step: Required[int]
+    base_model: Required[BaseIdentity]
+    parent: int | None
+    updated: bool
+    metrics: Mapping[str, float]
+    versions: Mapping[str, str]
+
+
+def write_manifest(directory: Path, **fields: Unpack[ManifestFields]) -> Checkpoint:
+    """Describe every staged file and write the manifest beside them. Only core does this, never a part.
+
+    Nothing is forced to the disk: the store's commit does that, the manifest last, before it shows the checkpoint.
+
+    Args:
+        directory: Staging directory with all files in place.
+        **fields: The manifest's other fields.
+
+    Raises:
+        CheckpointError: A file is a link, a directory, a pickle or otherwise not allowed, or a metric is not finite.
+        StoreError: The manifest can't be written; the path and the system's reason are named.
+    """
+    with disk.disk_errors(f"write the manifest of step {fields['step']}"):
+        names = sorted(path.name for path in directory.iterdir() if path.name != MANIFEST)
+        try:
+            manifest = Manifest.model_validate({**fields, "files": {name: record(directory / name) for name in names}})
+        except ValidationError as error:
+            raise CheckpointError(f"{directory}: {_reason(error)}", stage="checkpoint") from error
+        disk.write(directory / MANIFEST, manifest_bytes(manifest))
+    return Checkpoint(directory, manifest)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as it stands in its file.
+
+    Raises:
+        CheckpointError: It is larger than 4 MiB.
+    """
+    data = manifest.model_dump_json(indent=1).encode()
+    if len(data) > _MANIFEST_LIMIT_BYTES:
+        raise CheckpointError(f"the manifest has {len(data)} bytes; allowed: {_MANIFEST_LIMIT_BYTES}")
+    return data
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read a checkpoint directory's manifest; its files are not looked at.
+
+    Raises:
+        CheckpointCorruptError: It is missing, not a regular file, larger than 4 MiB, or breaks the schema.
+        StoreError: The system refuses to read it.
+    """
+    path = directory / MANIFEST
+    with _regular(path) as (file, size):
+        if size > _MANIFEST_LIMIT_BYTES:
+            raise _corrupt(path, f"has {size} bytes; allowed: {_MANIFEST_LIMIT_BYTES}")
+        data = file.read()
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise _corrupt(path, f"is not as it should be: {_reason(error)}") from error
+
+
+def verify(directory: Path, manifest: Manifest | None = None, names: Collection[str] | None = None) -> Manifest:
+    """Check a checkpoint directory, byte by byte, against its manifest.
+
+    Args:
+        directory: The checkpoint.
+        manifest: What its manifest must be; None: what stands there.
+        names: Check only these files, and ignore the others; None: all of them, and that there are no others.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        CheckpointCorruptError: A file is missing, extra, not regular, or differs in size or sha256; it is named.
+        StoreError: The system refuses to read a file.
+    """
+    found = read_manifest(directory)
+    if manifest is not None and found != manifest:
+        raise _corrupt(directory / MANIFEST, f"is of {found.run!r} step {found.step} with other content than expected")
+    if names is None:
+        check_layout(directory, found)
+    for name in found.files if names is None else names:
+        if name not in found.files:
+            raise _corrupt(directory / name, "is not in the manifest")
+        expected, seen = found.files[name], record(directory / name)
+        if seen != expected:
+            raise _corrupt(
+                directory / name,
+                f"has {seen.size_bytes} bytes, sha256 {seen.sha256}; its manifest says {expected.size_bytes} bytes, "
+                f"sha256 {expected.sha256}",
+            )
+    return found
+
+
+def check_layout(directory: Path, manifest: Manifest) -> None:
+    """Check that exactly the manifest's files are there, regular and of their sizes, without reading them.
+
+    Raises:
+        CheckpointCorruptError: One is missing, extra, not regular or of another size; it is named.
+        StoreError: The system refuses to list the directory.
+    """
+    with disk.disk_errors("read a checkpoint"), os.scandir(directory) as entries:
+        seen = {entry.name: entry.stat(follow_symlinks=False) for entry in entries if entry.name != MANIFEST}
+    for name in sorted(seen.keys() | manifest.files.keys()):
+        path = directory / name
+        if name not in seen:
+            raise _corrupt(path, "is missing")
+        if name not in manifest.files:
+            raise _corrupt(path, "is not in the manifest")
+        if not stat.S_ISREG(seen[name].st_mode):
+            raise _corrupt(path, "is not a regular file")
+        if seen[name].st_size != manifest.files[name].size_bytes:
+            raise _corrupt(path, f"has {seen[name].st_size} bytes; its manifest says {manifest.files[name].size_bytes}")
+
+
 def record(path: Path) -> FileRecord:
     """Size and sha256 of a regular file.
 
     Raises:
-        CheckpointCorruptError: It is a link, a device or a directory.
+        CheckpointCorruptError: It is missing, a link, a device or a directory.
+        StoreError: The system refuses to read it.
     """
-    if not stat.S_ISREG(path.lstat().st_mode):
-        raise CheckpointCorruptError(f"{path.name} is not a regular file", stage="checkpoint")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-        size = file.tell()
-    return FileRecord(size_bytes=size, sha256=digest.hexdigest())
+    with _regular(path) as (file, size):
+        return FileRecord(size_bytes=size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+@contextmanager
+def _regular(path: Path) -> Iterator[tuple[FileIO, int]]:
+    """Open a regular file for reading, never through a link and never waiting on a pipe; with its size."""
+    with disk.disk_errors("read a checkpoint"):
+        try:
+            with disk.opened(path, os.O_RDONLY | os.O_NONBLOCK) as fd:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise _corrupt(path, "is not a regular file")
+                yield FileIO(fd, closefd=False), status.st_size
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _corrupt(path, "is missing") from error
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+                raise _corrupt(path, "is not a regular file") from error
+            raise
+
+
+def _corrupt(path: Path, problem: str) -> CheckpointCorruptError:
+    return CheckpointCorruptError(
+        f"checkpoint file {path} {problem}; delete that step, or restore the file, and resume", stage="checkpoint"
+    )
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'manifest'}: {first['msg']}"

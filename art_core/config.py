@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,6 +27,8 @@ class Environment:
     """``ART_PUBLISHER``: name of the publisher where the caller names none."""
     cache: Path = Path("~/.cache/art")
     """``ART_CACHE``: where converted models live."""
+    debug: bool = False
+    """``ART_DEBUG``: set to anything, the command line shows the traceback of an error of ours too."""
 
     @classmethod
     def read(cls) -> Self:
@@ -38,7 +40,34 @@ class Environment:
             store=get("ART_STORE") or None,
             publisher=get("ART_PUBLISHER") or None,
             cache=Path(get("ART_CACHE") or "~/.cache/art").expanduser(),
+            debug=bool(get("ART_DEBUG")),
         )
+
+
+OWNER_FDS = "ART_OWNER_FDS"
+"""Set by `art_core.process` for the processes that it launches, and for no one else: two file descriptors."""
+
+
+def child_environment(added: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a child process; this process's own is not changed.
+
+    Args:
+        added: Variables to add or replace.
+    """
+    return {**os.environ, **added}
+
+
+def take_owner_fds() -> tuple[int, int]:
+    """The lifeline and the ready pipe that the owner passed; taken once, so that no grandchild sees them.
+
+    Raises:
+        ConfigError: This process was not launched by `art_core.process`.
+    """
+    value = os.environ.pop(OWNER_FDS, None)
+    if value is None:
+        raise ConfigError(f"{OWNER_FDS} is not set: this process has no owner; start it by art_core.process.Child")
+    lifeline_fd, ready_fd = value.split(",")
+    return int(lifeline_fd), int(ready_fd)
 
 
 @dataclass(frozen=True)
@@ -53,6 +82,8 @@ class Timeouts:
     """From launching the trainer's process until the base model is loaded."""
     trainer_stop_s: float = 10.0
     """From asking the trainer to stop until it is killed."""
+    trainer_cancel_s: float = 60.0
+    """From cancelling a trainer's call until its process is killed; it ends at its next microbatch."""
     step_s: float = 3600.0
     """One training step."""
     save_s: float = 600.0

@@ -10,7 +10,7 @@
     │ └ CapabilityError
     ├ DataError (ValueError)
     │ ├ TrajectoryError
-    │ ├ TokenizationError
+    │ │ └ TokenizationError
     │ └ BatchError
     └ RunError (RuntimeError)
       ├ EngineError
@@ -93,7 +93,7 @@ class TrajectoryError(DataError):
     """A trajectory or group is unusable: no choices, a bad reward, an unknown policy step."""
 
 
-class TokenizationError(DataError):
+class TokenizationError(TrajectoryError):
     """A choice lacks the sampled token ids or logprobs, or they don't fit together."""
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from art_core.policy import PublishedPolicy
 
 PROJECT = "art_core"
-CONTRACT_VERSION = 1
-"""Version of the four contracts; a part names the one it was written for."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

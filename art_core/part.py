@@ -8,7 +8,7 @@ from typing import Any
 
 from art_core.capability import Capabilities
 from art_core.config import PartOptions
-from art_core.hookspecs import CONTRACT_VERSION
+from art_core.protocols import CONTRACT_VERSION
 from art_core.protocols.engine import InferenceEngine
 from art_core.protocols.publisher import Publisher
 from art_core.protocols.store import CheckpointStore

@@ -42,6 +42,11 @@ class Behaviour:
     standard_error: float
     parity: float
     """Mean absolute difference, engine now against trainer after; nats."""
+    precision: float
+    """Mean absolute difference, engine previous against trainer before; nats. What the pair can resolve, whatever
+    was loaded since."""
+    expected_error: float
+    """Standard error that the slope has where the right step is served; above about 0.1 the probe has no power."""
     tokens: int
 
 

@@ -107,7 +107,7 @@ class Probe:
 
     def write(self, path: Path) -> None:
         """Write as safetensors."""
-        path.write_bytes(save_safetensors(self.arrays()))  # type: ignore[arg-type]
+        path.write_bytes(save_safetensors(self.arrays()))
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -7,8 +7,8 @@ commit the same step, and exactly one wins. `list` at start and for operations. 
 retention policy.
 
 Atomicity. Before `commit` returns the checkpoint may or may not be listed; after it returns it is durable. A crash at
-any instant leaves a checkpoint listed whole or not listed. What a crashed commit left is invisible and is removed by
-a later `commit` or `list` of the same run's owner.
+any instant leaves a checkpoint listed whole or not listed. What a crashed commit left is invisible; the next process
+that takes the run's lock (`art_core.run`), or a later call of the store by it, removes it.
 
 Idempotence. Committing the same content again returns the stored one; other content at that step is refused.
 """

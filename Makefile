@@ -1,0 +1,50 @@
+# Everything on a fresh checkout: `make demo`, `make test`. All set-up happens in .venv; nothing else is touched.
+
+PYTHON ?= $(shell for each in python3.11 python3; do $$each -c '' 2>/dev/null && echo $$each && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOG := $(VENV)/install.log
+
+# Fast to slow, so that a broken rule shows in seconds; a folder not named here comes last.
+ORDER := $(addprefix tests/,architecture art_core plugins flow faults)
+FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
+TESTS := $(filter $(FOLDERS),$(ORDER)) $(filter-out $(ORDER),$(FOLDERS))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint bench clean
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## Train a real 135M model on this machine; e.g. make demo ARGS="--steps 5"
+	@$(BIN)/art demo $(ARGS)
+
+test: lint ## Linters, types, import arrows, then every test not marked heavy
+	$(BIN)/pytest -m "not heavy" $(TESTS)
+
+test-all: $(STAMP) ## The tests marked heavy: minutes long, or with an environment of their own
+	@$(BIN)/pytest -m heavy --collect-only -q $(TESTS) >/dev/null 2>&1; \
+	if [ $$? -eq 5 ]; then echo "test-all: no test is marked heavy"; else $(BIN)/pytest -m heavy $(TESTS); fi
+
+lint: $(STAMP) ## Ruff, mypy --strict and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## Every benchmark; each prints one JSON document as its last line
+	@for file in $(wildcard benchmarks/*.py); do echo "$$file"; $(BIN)/python $$file || exit 1; done
+
+clean: ## Remove .venv, caches and build outputs; runs (.art) are kept
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml plugins/art-torch/pyproject.toml constraints.txt
+	@$(or $(PYTHON),python3) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ART needs Python 3.11 or newer; try: make PYTHON=/path/to/python3.11")'
+	@echo "setting up $(VENV) with $$($(PYTHON) --version) (PyTorch included, so this takes a minute or two; later calls skip it)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+		-e '.[demo,test]' -e plugins/art-torch >$(LOG) 2>&1 \
+		|| { cat $(LOG); echo "set-up failed; what pip said is above and in $(LOG)"; exit 1; }
+	@touch $@

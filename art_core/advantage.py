@@ -1,0 +1,98 @@
+"""Stage 2: how much better each trajectory did than its group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from art_core.errors import TrajectoryError
+from art_core.trajectory import TrajectoryGroup
+
+STD_FLOOR = 1e-6
+"""Added to the standard deviation; the reference backend's value."""
+REWARD_LIMIT = 1e38
+"""Largest reward in size: advantages are float32, which ends at 3.4e38."""
+
+
+def group_advantages(rewards: Sequence[float], *, scale: bool) -> NDArray[np.float64]:
+    """Advantage of each of a group's G trajectories.
+
+    Args:
+        rewards: G finite rewards.
+        scale: Divide by the group's standard deviation (over G, not G - 1, as the reference backend does) plus
+            `STD_FLOOR`. Without it hard and easy tasks keep their weight.
+
+    Returns:
+        G float64; exactly 0 where all rewards are equal.
+
+    Source:
+        Scaled: Shao et al. 2024, GRPO (arXiv:2402.03300), section 4.1.2, outcome supervision:
+        ``(r_i - mean(r)) / std(r)``. Unscaled: Liu et al. 2025, Dr. GRPO (arXiv:2503.20783), section 3.2.
+    """
+    rewards_G = np.asarray(rewards, np.float64)
+    if rewards_G.size == 0 or rewards_G.min() == rewards_G.max():
+        return np.zeros_like(rewards_G)  # the mean of equal floats can differ from them by rounding
+    centred_G: NDArray[np.float64] = rewards_G - rewards_G.mean()
+    if scale:
+        centred_G /= rewards_G.std() + STD_FLOOR
+    return centred_G
+
+
+@dataclass(frozen=True, eq=False)
+class Advantages:
+    """What a step's rewards say."""
+
+    trajectories: NDArray[np.float32]
+    """Per trajectory, counted through all groups in the order submitted."""
+    trainable_groups: int
+    """Groups whose rewards differ."""
+    zero_variance_groups: int
+    """Groups of two or more whose rewards are all equal: nothing to learn."""
+    small_groups: int
+    """Groups of one or none: nothing to compare with."""
+    reward_mean: float
+    """Over all trajectories."""
+    reward_std_dev: float
+    """Mean over groups of two or more of their standard deviation; 0 without any."""
+
+
+def advantages(groups: Sequence[TrajectoryGroup], *, scale: bool) -> Advantages:
+    """Compare every trajectory with its group.
+
+    Args:
+        groups: As submitted.
+        scale: See `group_advantages`.
+
+    Raises:
+        TrajectoryError: A reward is NaN, infinite or beyond `REWARD_LIMIT`, or no group has any trajectory.
+    """
+    rewards = [[_reward(t.reward, g, i) for i, t in enumerate(group)] for g, group in enumerate(groups)]
+    flat = [reward for group in rewards for reward in group]
+    if not flat:
+        failed = sum(len(group.exceptions) for group in groups)
+        raise TrajectoryError(
+            f"none of the {len(groups)} groups has a trajectory ({failed} rollouts raised); hand in at least one "
+            f"TrajectoryGroup with trajectories, several per task so that their rewards can be compared"
+        )
+    compared = [group for group in rewards if len(group) > 1]
+    trainable = sum(min(group) != max(group) for group in compared)
+    return Advantages(
+        trajectories=np.concatenate([group_advantages(group, scale=scale) for group in rewards]).astype(np.float32),
+        trainable_groups=trainable,
+        zero_variance_groups=len(compared) - trainable,
+        small_groups=len(rewards) - len(compared),
+        reward_mean=float(np.mean(flat)),
+        reward_std_dev=float(np.mean([np.std(group) for group in compared])) if compared else 0.0,
+    )
+
+
+def _reward(value: float, group: int, trajectory: int) -> float:
+    if not abs(value) <= REWARD_LIMIT:  # also refuses NaN
+        raise TrajectoryError(
+            f"group {group}, trajectory {trajectory} has reward {value!r}; "
+            f"allowed: a finite number, at most {REWARD_LIMIT:g} in size"
+        )
+    return float(value)

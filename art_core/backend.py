@@ -1,0 +1,195 @@
+"""A running backend: four started parts, the route and the gateway; opened in order, closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from art_core.base_model import ModelInfo, require_same_base
+from art_core.checkpoint import StoredCheckpoint, write_manifest
+from art_core.compose import Parts
+from art_core.config import Timeouts
+from art_core.errors import ConfigError
+from art_core.events import Observers
+from art_core.gateway import Gateway
+from art_core.protocols.engine import Endpoint, EngineSpec, InferenceEngine
+from art_core.protocols.publisher import Publisher
+from art_core.protocols.store import CheckpointStore
+from art_core.protocols.trainer import Trainer, TrainerInfo, TrainerSpec
+from art_core.route import RouteTable
+from art_core.run import RunDirectory
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """What a backend is opened for."""
+
+    name: str
+    """The model's public name; a served step is ``<name>@<step>``."""
+    run: RunDirectory
+    engine: EngineSpec
+    trainer: TrainerSpec
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+@dataclass
+class TrainerPosition:
+    """Which stored step the trainer's weights equal; None while that is unknown (a step failed half-way)."""
+
+    step: int | None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Everything a run needs, running. Closed by `close`, in reverse order of opening."""
+
+    spec: BackendSpec
+    parts: Parts
+    endpoint: Endpoint
+    trainer_info: TrainerInfo
+    route: RouteTable
+    gateway: Gateway
+    observers: Observers
+    position: TrainerPosition
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by whoever trains or deletes: one at a time."""
+    resources: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def engine(self) -> InferenceEngine:
+        """The inference engine."""
+        return self.parts.engine
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer."""
+        return self.parts.trainer
+
+    @property
+    def store(self) -> CheckpointStore:
+        """The checkpoint store."""
+        return self.parts.store
+
+    @property
+    def publisher(self) -> Publisher:
+        """The publisher."""
+        return self.parts.publisher
+
+    @property
+    def model(self) -> ModelInfo:
+        """The base model, as engine and trainer agree on it."""
+        return self.endpoint.model
+
+    async def close(self) -> None:
+        """Stop everything, newest first; idempotent."""
+        await self.resources.aclose()
+
+
+async def open_backend(parts: Parts, spec: BackendSpec, observers: Observers) -> Backend:
+    """Start the parts and publish the newest stored step; a new run first stores the fresh adapter as step 0.
+
+    Args:
+        parts: Four parts, not started.
+        spec: What for.
+        observers: Who is told.
+
+    Raises:
+        ConfigError: Engine and trainer hold different base models, or the engine has too few adapter slots.
+        RunError: A part did not start, or the newest step can't be served; everything is stopped again.
+    """
+    async with AsyncExitStack() as stack:
+        stack.callback(observers.close, spec.run.name)
+        stack.callback(spec.run.close)
+        newest = next(reversed(await parts.store.list(spec.run.path)), None)
+        stack.push_async_callback(parts.engine.stop)
+        stack.push_async_callback(parts.trainer.stop)
+        resume_from = newest.directory if newest else None
+        endpoint, info = await _both(parts.engine.start(spec.engine), parts.trainer.start(spec.trainer, resume_from))
+        require_same_base(endpoint.model, info.model)
+        if endpoint.max_adapters < 2:
+            raise ConfigError(
+                f"engine {parts.engine_name!r} has {endpoint.max_adapters} adapter slot; at least 2 are needed: "
+                f"the next step is loaded and proved while the last one serves"
+            )
+        route = RouteTable(spec.name, spec.engine.base_name)
+        gateway = Gateway(route, endpoint, timeouts=spec.timeouts)
+        gateway.start()
+        stack.callback(gateway.close)
+        position = TrainerPosition(newest.step if newest else None)
+        backend = Backend(spec, parts, endpoint, info, route, gateway, observers, position)
+        if newest is None:
+            newest = await store_first_step(backend)
+        await serve(backend, newest)
+        backend.resources.push_async_exit(stack.pop_all())
+        return backend
+
+
+async def store_first_step(backend: Backend) -> StoredCheckpoint:
+    """Store the fresh adapter, which equals the base model, as step 0."""
+    directory = backend.spec.run.stage()
+    await backend.trainer.save(directory)
+    checkpoint = await asyncio.to_thread(
+        write_manifest,
+        directory,
+        run=backend.spec.run.name,
+        step=0,
+        base_model=backend.model.identity,
+        versions=dict(backend.trainer_info.versions),
+    )
+    stored = await backend.store.commit(backend.spec.run.path, checkpoint)
+    backend.position.step = 0
+    return stored
+
+
+async def serve(backend: Backend, stored: StoredCheckpoint) -> None:
+    """Publish a stored step and make it the default (stages 6 and 7)."""
+    await make_room(backend)
+    name = backend.route.public_name(stored.step)
+    backend.route.flip(await backend.publisher.publish(name, stored))
+
+
+async def make_room(backend: Backend) -> None:
+    """Free an adapter slot for the next step, waiting for the requests and leases that hold the oldest ones.
+
+    Old steps stay served for as long as slots allow; only what stands in the way is unloaded.
+
+    Raises:
+        PublishTimeoutError: All slots stayed busy.
+    """
+    slots, timeouts = backend.endpoint.max_adapters, backend.spec.timeouts
+    for policy in await backend.route.make_room(slots, keep=1, timeout_s=timeouts.slot_s):
+        await backend.publisher.retract(policy)
+
+
+async def _both(first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B]) -> tuple[A, B]:
+    """Run two side by side; where one fails the other is cancelled and awaited, and the failure is raised bare."""
+    tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def delete_steps(backend: Backend, keep: Collection[int]) -> Sequence[int]:
+    """Delete stored steps, never one that is served, leased or the newest.
+
+    Args:
+        backend: Open, and locked by the caller.
+        keep: Steps to keep besides.
+
+    Returns:
+        The steps that were deleted.
+    """
+    stored = [checkpoint.step for checkpoint in await backend.store.list(backend.spec.run.path)]
+    for policy in backend.route.take_idle(keep=1):
+        await backend.publisher.retract(policy)
+    protected = set(keep) | set(backend.route.current().served) | {stored[-1]}
+    return await backend.store.delete(backend.spec.run.path, set(stored) - protected, protected)

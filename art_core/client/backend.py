@@ -1,0 +1,54 @@
+"""Contract of a backend, as the client sees it.
+
+Intent. `Model` and `TrainableModel` reach training and serving through this contract alone, so that a program runs
+unchanged on this machine or elsewhere.
+
+Who calls, and how often. `model.register(backend)` calls `register` and then, for a trainable model,
+`_prepare_backend_for_training` once; when that returns the model answers at the address it gave. The user calls `train`
+once per step and `close` at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from art_core.client.dev import InternalModelConfig
+    from art_core.client.model import Model, TrainableModel
+    from art_core.client.result import TrainResult
+
+
+class Backend(Protocol):
+    """Trains and serves models; see the module's contract."""
+
+    async def register(self, model: Model[Any]) -> None:
+        """Make the model known; starts nothing."""
+        ...
+
+    async def close(self) -> None:
+        """Stop everything the backend started; idempotent."""
+        ...
+
+    @property
+    def train(self) -> Callable[..., Awaitable[TrainResult]]:
+        """``await backend.train(model, trajectory_groups, **options)``: make a step and serve it."""
+        ...
+
+    async def _prepare_backend_for_training(
+        self, model: TrainableModel[Any], config: InternalModelConfig | None
+    ) -> tuple[str, str]:
+        """Start what the model needs; returns the OpenAI base URL (ending in ``/v1``) and its key."""
+        ...
+
+    def _model_inference_name(self, model: Model[Any], step: int | None = None) -> str:
+        """The name under which the newest step, or that step, answers."""
+        ...
+
+    async def _get_step(self, model: TrainableModel[Any]) -> int:
+        """The newest served step."""
+        ...
+
+    async def _delete_checkpoint_files(self, model: TrainableModel[Any], steps_to_keep: list[int]) -> None:
+        """Delete every checkpoint but those."""
+        ...

@@ -1,0 +1,212 @@
+"""What `model.log` writes: every trajectory as parquet, and one line of metrics per call."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from openai.types.chat.chat_completion import Choice
+
+from art_core import disk
+from art_core.errors import ConfigError
+from art_core.run import RunDirectory
+from art_core.trajectory import History, Trajectory, TrajectoryGroup, as_item
+
+_LEARNING = {"loss", "objective", "offpolicy", "sample_efficiency", "data", "discarded"}
+_RUNNING = {"pipeline", "pipeline_settings", "queue", "throughput", "time", "costs", "engine", "publish"}
+SECTIONS = frozenset({"train", "val", "test"} | _LEARNING | _RUNNING)
+"""First parts of a metric's name that stay as they are; any other name is put under the split."""
+
+FORMAT_VERSION = 1
+
+
+def as_groups(
+    trajectories: Iterable[Trajectory | BaseException] | Iterable[TrajectoryGroup],
+) -> list[TrajectoryGroup]:
+    """Groups as they are, loose trajectories and exceptions as one group."""
+    if isinstance(trajectories, TrajectoryGroup):
+        return [trajectories]
+    items: list[Any] = list(trajectories)
+    groups = [item for item in items if isinstance(item, TrajectoryGroup)]
+    loose = [item for item in items if not isinstance(item, TrajectoryGroup)]
+    return [*groups, TrajectoryGroup(loose)] if loose else groups
+
+
+def summary(groups: Sequence[TrajectoryGroup], split: str) -> dict[str, float]:
+    """Means over all trajectories of reward and metrics, and how many rollouts raised.
+
+    Args:
+        groups: What is logged.
+        split: First part of every name.
+
+    Returns:
+        ``<split>/reward``, ``<split>/reward_std_dev`` (mean over groups of two or more of their population standard
+        deviation), ``<split>/exception_rate``, ``<split>/<metric>`` (over those that have it) and
+        ``<split>/group_metric_<metric>``.
+    """
+    values: dict[str, list[float]] = {}
+    for group in groups:
+        for key, value in group.metrics.items():
+            values.setdefault(f"group_metric_{key}", []).append(float(value))
+        if len(group) > 1:
+            values.setdefault("reward_std_dev", []).append(float(np.std([t.reward for t in group])))
+        for trajectory in group:
+            for key, value in {**trajectory.metrics, "reward": trajectory.reward}.items():
+                values.setdefault(key, []).append(float(value))
+        values.setdefault("exception_rate", []).extend([0.0] * len(group) + [1.0] * len(group.exceptions))
+    return {f"{split}/{key}": float(np.mean(of)) for key, of in values.items() if of}
+
+
+def sectioned(metrics: Mapping[str, float], split: str) -> dict[str, float]:
+    """Metrics with the split before every name that is in no section of its own."""
+    return {
+        (key if "/" in key and key.split("/")[0] in SECTIONS else f"{split}/{key}"): float(value)
+        for key, value in metrics.items()
+    }
+
+
+def write_log(
+    run: RunDirectory, groups: Sequence[TrajectoryGroup], split: str, step: int, metrics: Mapping[str, float]
+) -> None:
+    """Write the trajectories of a step and its line of metrics.
+
+    Args:
+        run: The run; its directory is made where it does not stand yet.
+        groups: Trajectories; an earlier file of that split and step is replaced.
+        split: For example ``"train"``.
+        step: Training step.
+        metrics: Further metrics; they win over the trajectories' own.
+
+    Raises:
+        ConfigError: The split is no plain name.
+        StoreError: The system refuses.
+    """
+    if not split.replace("-", "_").replace(".", "_").isidentifier():
+        raise ConfigError(f"split is {split!r}; allowed: a plain name such as 'train' or 'val'")
+    with disk.disk_errors(f"log step {step}"):
+        directory = run.path / "trajectories" / split
+        disk.make_directory(directory)
+        if groups:
+            write_parquet(groups, directory / f"{step:04d}.parquet")
+    run.append_history(
+        {
+            **summary(groups, split),
+            **sectioned(metrics, split),
+            "training_step": step,
+            "step": step,
+            "recorded_at": datetime.now(UTC).isoformat(),
+        }
+    )
+
+
+def write_parquet(groups: Sequence[TrajectoryGroup], path: Path) -> None:
+    """Write trajectories as parquet, whole or not at all.
+
+    ``group_json`` and ``trajectory_json`` hold everything, token ids and logprobs too; the other columns are for
+    analysis.
+
+    Args:
+        groups: One row per trajectory.
+        path: Target file, replaced if it stands.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(_rows(groups)), schema=_schema()), sink, compression="zstd")
+    disk.replace(path, sink.getvalue().to_pybytes())
+
+
+def read_parquet(path: Path) -> list[TrajectoryGroup]:
+    """The groups that `write_parquet` wrote, but for groups without any trajectory.
+
+    Args:
+        path: A file under ``trajectories/``.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=["group_index", "group_json", "trajectory_json"])
+    groups: dict[int, TrajectoryGroup] = {}
+    for row in table.to_pylist():
+        index = row["group_index"]
+        groups.setdefault(index, TrajectoryGroup.model_validate_json(row["group_json"]))
+        groups[index].trajectories.append(Trajectory.model_validate_json(row["trajectory_json"]))
+    return list(groups.values())
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    text, texts = pa.large_string(), pa.list_(pa.string())
+    message = pa.struct(
+        [("role", text), ("content", text), ("tool_calls", text), ("tool_call_id", text), ("trainable", pa.bool_())]
+    )
+    columns = {"format_version": pa.int16(), "group_index": pa.int64(), "trajectory_index": pa.int64()}
+    columns |= dict.fromkeys(("group_json", "trajectory_json", "group_metadata", "group_metrics"), text)
+    columns |= {"group_logs": texts, "reward": pa.float64()}
+    columns |= dict.fromkeys(("metrics", "metadata", "tools"), text)
+    columns |= {"logs": texts, "messages": pa.list_(message)}
+    return pa.schema(columns)
+
+
+def _rows(groups: Sequence[TrajectoryGroup]) -> Iterator[dict[str, Any]]:
+    for group_index, group in enumerate(groups):
+        about_group = {
+            "format_version": FORMAT_VERSION,
+            "group_index": group_index,
+            "group_json": group.model_dump_json(exclude={"trajectories"}),
+            "group_metadata": _json(group.metadata),
+            "group_metrics": _json(group.metrics),
+            "group_logs": group.logs,
+        }
+        for index, trajectory in enumerate(group):
+            yield about_group | {
+                "trajectory_index": index,
+                "trajectory_json": trajectory.model_dump_json(),
+                "reward": trajectory.reward,
+                "metrics": _json(trajectory.metrics),
+                "metadata": _json(trajectory.metadata),
+                "tools": _json(trajectory.tools),
+                "logs": trajectory.logs,
+                "messages": _messages(trajectory),
+            }
+
+
+def _messages(history: History) -> list[dict[str, Any]]:
+    rows = []
+    for item, message in zip(history.messages_and_choices, history.messages(), strict=True):
+        content, calls = message.get("content"), message.get("tool_calls")
+        rows.append(
+            {
+                "role": message.get("role"),
+                "content": content if isinstance(content, str | None) else _json(content),
+                "tool_calls": _json(calls),
+                "tool_call_id": message.get("tool_call_id"),
+                "trainable": isinstance(as_item(item), Choice),
+            }
+        )
+    return rows
+
+
+def _json(value: Any) -> str | None:
+    return json.dumps(value) if value else None
+
+
+def best_step(history: Iterable[Mapping[str, Any]], metric: str) -> int | None:
+    """The step with the highest mean of a metric; of several the newest; None where no line has a finite one.
+
+    Args:
+        history: Lines of ``history.jsonl``.
+        metric: For example ``"val/reward"``.
+    """
+    values: dict[int, list[float]] = {}
+    for line in history:
+        if metric in line and math.isfinite(line[metric]):
+            values.setdefault(line["training_step"], []).append(line[metric])
+    means = {step: sum(of) / len(of) for step, of in values.items()}
+    return max(means, key=lambda step: (means[step], step), default=None)

@@ -1,0 +1,95 @@
+"""Writes that survive a power failure, and the system's refusals as typed errors."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from art_core.errors import StoreError
+
+_ADVICE = {
+    errno.ENOSPC: "free space on that file system",
+    errno.EDQUOT: "raise the quota or delete checkpoints",
+    errno.EROFS: "mount it writable or choose another path",
+    errno.EACCES: "give this user access or choose another path",
+    errno.EPERM: "give this user access or choose another path",
+}
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn the system's refusals inside the block into `StoreError`.
+
+    Args:
+        what: What was being done, e.g. ``"commit step 7"``.
+
+    Raises:
+        StoreError: Names what, the path, the system's reason and the next step to take.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "mend that")
+        raise StoreError(
+            f"can't {what}: {error.filename}: {error.strerror or error}; {advice} and try again"
+        ) from error
+
+
+@contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """Open a file descriptor for the block; an error inside that names no file gets this one's name.
+
+    Args:
+        path: The file; a link is refused.
+        flags: ``os.O_*``.
+    """
+    fd = os.open(path, flags | os.O_NOFOLLOW, 0o644)
+    try:
+        yield fd
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file; `sync` makes it durable."""
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+        write_all(fd, data)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte at the descriptor's position."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def sync(path: Path) -> None:
+    """Force a file's bytes, or a directory's names, to the disk."""
+    with opened(path, os.O_RDONLY) as fd:
+        os.fsync(fd)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file so that at any instant, also a power failure, it is the old one or the new one, whole.
+
+    One writer at a time.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    write(fresh, data)
+    sync(fresh)
+    os.rename(fresh, path)  # noqa: PTH104 - the same call as the store's, so that one test wraps both
+    sync(path.parent)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents; their names are durable when it returns."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)

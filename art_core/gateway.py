@@ -1,0 +1,174 @@
+"""The one address that clients see: an OpenAI-compatible front that knows which step answers which name.
+
+    GET  /health                            no key; 200 while the engine answers
+    GET  /v1/models                         the default's name, every served step's, the base model's
+    POST /v1/chat/completions               whole or streamed
+    POST /v1/completions                    whole or streamed
+
+A request holds its step from the first byte in to the last byte out, so that publication never cuts it: a flip moves
+new requests only. A client that goes away cancels its request in the engine. An engine that is down is 503 with
+`Retry-After`, at once; what the engine refuses (4xx) passes through as it is.
+
+Every whole completion says on each choice which step and temperature sampled it, and carries the prompt's token ids;
+in a stream the first chunk of each choice does (`art_core.completion`). How a request passes is `art_core.relay`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route as Path
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from art_core.config import Timeouts
+from art_core.errors import RouteError
+from art_core.protocols.engine import Endpoint
+from art_core.relay import Completions, engine_down, failure
+from art_core.route import RouteTable
+from art_core.server import ServerThread
+
+_START_S = 30.0
+# engines drop idle connections after 5 s at the earliest; ours go first, so that none breaks under a request
+_POOL = httpx.Limits(max_connections=None, max_keepalive_connections=512, keepalive_expiry=4.0)
+
+
+class Gateway:
+    """Serves a route table's names from one engine, on loopback, in a thread of its own.
+
+    Args:
+        route: Which step answers which name; shared with the loop.
+        endpoint: The started engine.
+        api_key: What clients must show as bearer token; None: a random secret.
+        timeouts: `connect_s` and `request_s` are used.
+    """
+
+    def __init__(
+        self, route: RouteTable, endpoint: Endpoint, api_key: str | None = None, timeouts: Timeouts | None = None
+    ) -> None:
+        self.api_key = api_key or secrets.token_urlsafe(32)
+        self._timeouts = timeouts or Timeouts()
+        self._route = route
+        self._endpoint = endpoint
+        self._server: ServerThread | None = None
+
+    @property
+    def base_url(self) -> str:
+        """``http://127.0.0.1:<port>/v1``.
+
+        Raises:
+            RouteError: The gateway is not running.
+        """
+        if self._server is None:
+            raise RouteError("the gateway is not running; call start() first")
+        return f"http://127.0.0.1:{self._server.port}/v1"
+
+    def start(self) -> str:
+        """Serve until `close`.
+
+        Returns:
+            `base_url`.
+
+        Raises:
+            RouteError: It runs already.
+            RunError: The server did not come up.
+        """
+        if self._server is not None:
+            raise RouteError(f"the gateway already runs at {self.base_url}")
+        server = ServerThread(self._application(), f"art-gateway-{self._route.name}")
+        server.start(_START_S)
+        self._server = server
+        return self.base_url
+
+    def close(self) -> None:
+        """Stop serving; requests under way are cancelled after a second. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def _application(self) -> Starlette:
+        timeout = httpx.Timeout(self._timeouts.request_s, connect=self._timeouts.connect_s, pool=None)
+        engine = httpx.AsyncClient(
+            base_url=self._endpoint.base_url,
+            # identity: a chunk must leave the engine's socket as the text that is marked here
+            headers={"authorization": f"Bearer {self._endpoint.api_key}", "accept-encoding": "identity"},
+            timeout=timeout,
+            limits=_POOL,
+            trust_env=False,
+        )
+
+        @asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            async with engine:
+                yield
+
+        views = _Views(self._route, engine, self._timeouts.connect_s)
+        return Starlette(
+            routes=[
+                Path("/health", views.health),
+                Path("/v1/models", views.models),
+                Path("/v1/chat/completions", Completions(self._route, engine, chat=True), methods=["POST"]),
+                Path("/v1/completions", Completions(self._route, engine, chat=False), methods=["POST"]),
+            ],
+            middleware=[Middleware(_Keyed, key=self.api_key)],
+            exception_handlers={HTTPException: _no_such_path},
+            lifespan=lifespan,
+        )
+
+
+class _Keyed:
+    """Asks for the key on every path but /health."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != "/health":
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._expected):
+                refusal = failure(
+                    401, "the gateway's key is missing or wrong; send it as bearer token", "invalid_api_key"
+                )
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class _Views:
+    """What can be asked without generating."""
+
+    def __init__(self, route: RouteTable, engine: httpx.AsyncClient, timeout_s: float) -> None:
+        self._route = route
+        self._engine = engine
+        self._timeout_s = timeout_s
+        self._created = int(time.time())
+
+    async def health(self, request: Request) -> Response:
+        try:
+            answer = await self._engine.get("/health", timeout=self._timeout_s)
+        except httpx.TransportError as error:
+            return engine_down(error)
+        healthy = answer.status_code == 200
+        body = {"status": "ok" if healthy else "engine unhealthy", "models": self._route.names()}
+        return JSONResponse(body, status_code=200 if healthy else 503)
+
+    async def models(self, request: Request) -> Response:
+        data = [
+            {"id": name, "object": "model", "created": self._created, "owned_by": "art"} for name in self._route.names()
+        ]
+        return JSONResponse({"object": "list", "data": data})
+
+
+async def _no_such_path(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    return failure(status, f"{request.method} {request.url.path} is not served here", "not_found")

@@ -1,0 +1,241 @@
+"""`LocalBackend`: engine and trainer on this machine. A thin door: it opens one backend per trainable model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+
+from art_core.backend import Backend, BackendSpec, delete_steps, open_backend
+from art_core.client.config import LocalTrainArgs, lora_config, step_config
+from art_core.client.dev import EngineArgs, InitArgs, InternalModelConfig, TrainerArgs, validate_internal_config
+from art_core.client.model import Model, TrainableModel
+from art_core.client.result import LocalTrainResult
+from art_core.compose import Choice, Selection, compose
+from art_core.config import Environment, LoRAConfig, Timeouts
+from art_core.errors import ConfigError, nearest
+from art_core.events import Observers
+from art_core.loop import train_step
+from art_core.model_source import resolve_base_model
+from art_core.plugins import Plugins
+from art_core.protocols.engine import EngineSpec
+from art_core.protocols.trainer import TrainerSpec
+from art_core.run import RunDirectory
+from art_core.step import StepConfig
+from art_core.trajectory import TrajectoryGroup
+
+
+class LocalBackendArgs(TypedDict, total=False):
+    """Keywords of `LocalBackend`."""
+
+    in_process: bool
+    """Both values end with the client; a service that outlives it comes later."""
+    path: str | Path | None
+    """Root of all runs; default ``.art``."""
+    engine: Selection
+    trainer: Selection
+    store: Selection
+    publisher: Selection
+    observers: Sequence[object]
+    """Objects with `hookimpl` observer methods."""
+    timeouts: Timeouts
+    gpu_cost_per_hour_usd: float | None
+    """Accepted, not used yet."""
+    enable_expert_replay: bool
+    """Accepted, not used: there is no mixture-of-experts trainer yet."""
+
+
+@dataclass
+class _Session:
+    """One trainable model's backend, with the step defaults that its configuration gives."""
+
+    backend: Backend
+    defaults: dict[str, Any]
+
+
+class LocalBackend:
+    """Trains and serves on this machine.
+
+    Args:
+        **options: See `LocalBackendArgs`.
+
+    Raises:
+        ConfigError: An option is unknown.
+    """
+
+    def __init__(self, **options: Unpack[LocalBackendArgs]) -> None:
+        for key in options:
+            if key not in LocalBackendArgs.__annotations__:
+                known = nearest(key, LocalBackendArgs.__annotations__)
+                raise ConfigError(f"LocalBackend has no option {key!r}; {known}")
+        self._path = Path(options.get("path") or ".art").absolute()
+        self._options = options
+        self._timeouts = options.get("timeouts") or Timeouts()
+        self._plugins = Plugins()
+        for observer in options.get("observers", ()):
+            self._plugins.manager.register(observer)
+        self._sessions: dict[tuple[str, str], _Session] = {}
+
+    async def register(self, model: Model[Any]) -> None:
+        """Point the model's files at this backend's root. Starts nothing."""
+        model.base_path = str(self._path)
+
+    async def train(
+        self,
+        model: TrainableModel[Any],
+        trajectory_groups: Iterable[TrajectoryGroup],
+        **options: Unpack[LocalTrainArgs],
+    ) -> LocalTrainResult:
+        """Make one training step and serve it.
+
+        Args:
+            model: A registered model.
+            trajectory_groups: What the agent did; groups of trajectories that share a task.
+            **options: See `LocalTrainArgs`.
+
+        Returns:
+            The new step's number, metrics and checkpoint directory. When it returns the step is the default.
+
+        Raises:
+            ConfigError: An option is unknown or out of range.
+            DataError: The groups can't be trained on; nothing has happened.
+            RunError: A stage failed; the last published step goes on serving.
+        """
+        session = self._session(model)
+        config = step_config(options, session.defaults)
+        backend = session.backend
+        async with backend.lock:
+            outcome = await train_step(backend, list(trajectory_groups), config)
+        keep = options.get("save_checkpoint", True)
+        path = str(outcome.policy.stored.directory) if keep else None
+        return LocalTrainResult(step=outcome.policy.step, metrics=outcome.metrics, checkpoint_path=path)
+
+    async def close(self) -> None:
+        """Stop every engine, trainer and gateway; idempotent."""
+        while self._sessions:
+            _, session = self._sessions.popitem()
+            await session.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # `with` inside a coroutine can't await: closing goes on in its event loop, and if that ends first everything
+        # is killed. `async with` waits.
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            asyncio.run(self.close())
+        else:
+            self._closing = loop.create_task(self.close())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _prepare_backend_for_training(
+        self, model: TrainableModel[Any], config: InternalModelConfig | None
+    ) -> tuple[str, str]:
+        key = (model.project, model.run_name)
+        if key not in self._sessions:
+            self._sessions[key] = await self._open(model, config or {})
+        gateway = self._sessions[key].backend.gateway
+        return gateway.base_url, gateway.api_key
+
+    def _model_inference_name(self, model: Model[Any], step: int | None = None) -> str:
+        if not isinstance(model, TrainableModel):
+            return model.inference_model_name or model.name
+        return self._session(model).backend.route.inference_name(step)
+
+    async def _get_step(self, model: TrainableModel[Any]) -> int:
+        return self._session(model).backend.route.current().policy.step
+
+    async def _delete_checkpoint_files(self, model: TrainableModel[Any], steps_to_keep: list[int]) -> None:
+        backend = self._session(model).backend
+        async with backend.lock:
+            await delete_steps(backend, steps_to_keep)
+
+    def _session(self, model: Model[Any]) -> _Session:
+        session = self._sessions.get((model.project, model.run_name)) if isinstance(model, TrainableModel) else None
+        if session is None:
+            raise ConfigError(
+                f"model {model.name!r} is not registered here; call `await model.register(backend)` first"
+            )
+        return session
+
+    async def _open(self, model: TrainableModel[Any], config: InternalModelConfig) -> _Session:
+        validate_internal_config(config)
+        lora = lora_config(model.lora_config)
+        trainer_args = dict(config.get("trainer_args") or {})
+        defaults = {key: trainer_args.pop(key) for key in list(trainer_args) if key in STEP_FIELDS}
+        step_config({}, defaults)  # refuse a bad default before anything starts
+        base = await resolve_base_model(model.base_model, Environment.read().cache)
+        run = RunDirectory.create_or_open(self._path, model.project, model.run_name, model.base_model, lora)
+        try:
+            choice = self._choice(config, trainer_args)
+            parts = compose(choice, self._plugins, run.log_directory, self._timeouts)
+            spec = _spec(model, config, base, lora, run, self._timeouts)
+            return _Session(await open_backend(parts, spec, Observers(self._plugins.manager)), defaults)
+        except BaseException:
+            run.close()
+            raise
+
+    def _choice(self, config: InternalModelConfig, trainer_options: dict[str, Any]) -> Choice:
+        options = self._options
+        return Choice(
+            engine=options.get("engine"),
+            trainer=options.get("trainer"),
+            store=options.get("store"),
+            publisher=options.get("publisher"),
+            engine_options={**(config.get("init_args") or {}), **(config.get("engine_args") or {})},
+            trainer_options=trainer_options,
+            foreign_options=FOREIGN,
+        )
+
+
+def _spec(
+    model: TrainableModel[Any],
+    config: InternalModelConfig,
+    base: str,
+    lora: LoRAConfig,
+    run: RunDirectory,
+    timeouts: Timeouts,
+) -> BackendSpec:
+    template = config.get("chat_template")
+    return BackendSpec(
+        name=model.name,
+        run=run,
+        engine=EngineSpec(
+            base_model=base,
+            base_name=model.base_model,
+            lora_rank=lora.rank,
+            log_path=run.log_directory / "engine.log",
+            device_ids=_ids(config.get("inference_gpu_ids")),
+            chat_template=template,
+            chat_template_kwargs=config.get("chat_template_kwargs") or {},
+        ),
+        trainer=TrainerSpec(
+            base_model=base, lora=lora, device_ids=_ids(config.get("trainer_gpu_ids")), chat_template=template
+        ),
+        timeouts=timeouts,
+    )
+
+
+STEP_FIELDS = frozenset(field.name for field in fields(StepConfig))
+"""Names of `StepConfig`: given as `trainer_args` they are the run's defaults."""
+
+FOREIGN = frozenset({*EngineArgs.__annotations__, *InitArgs.__annotations__, *TrainerArgs.__annotations__})
+"""Option names that programs write for other engines and trainers: a part that lacks one ignores it, and says so."""
+
+
+def _ids(value: list[int] | None) -> tuple[int, ...] | None:
+    return tuple(value) if value is not None else None

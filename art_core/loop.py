@@ -1,0 +1,149 @@
+"""The straight line: one training step, stage by stage."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from art_core.backend import Backend, make_room, serve
+from art_core.batch import make_batch
+from art_core.capability import Capability
+from art_core.checkpoint import PROBE, Checkpoint, write_manifest
+from art_core.errors import RunError
+from art_core.policy import ProofKind, PublishedPolicy
+from art_core.proof import behaviour
+from art_core.step import Probe, StepConfig, StepResult
+from art_core.timing import Timings
+from art_core.tokenization import TokenizationLimits
+from art_core.trajectory import TrajectoryGroup
+
+_log = logging.getLogger("art.loop")
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one trip along the straight line gave."""
+
+    policy: PublishedPolicy
+    metrics: dict[str, float]
+
+
+async def train_step(backend: Backend, groups: Sequence[TrajectoryGroup], config: StepConfig) -> StepOutcome:
+    """Groups to a served step: batch, step, checkpoint, store, publish, route.
+
+    Args:
+        backend: Open, and locked by the caller.
+        groups: What the agent did.
+        config: How to learn from it.
+
+    Raises:
+        DataError: The groups can't be trained on; nothing has happened.
+        RunError: A stage failed (its `stage`, `run`, `step` say where); the last published step goes on serving,
+            and the same call may be made again.
+    """
+    timings, run = Timings(), backend.spec.run
+    previous = await _catch_up(backend)
+    step = previous.step + 1
+    with _stage(timings, backend, "batch", step):
+        limits = _limits(backend, previous.step)
+        batch, metrics = await asyncio.to_thread(make_batch, groups, limits, config.scale_rewards)
+    with _stage(timings, backend, "train", step):
+        backend.position.step = None
+        result = await backend.trainer.step(batch, config)
+    with _stage(timings, backend, "save", step):
+        directory = run.stage()
+        await backend.trainer.save(directory)
+    with _stage(timings, backend, "manifest", step):
+        checkpoint = await asyncio.to_thread(_describe, backend, directory, result, step)
+    with _stage(timings, backend, "commit", step):
+        stored = await backend.store.commit(run.path, checkpoint)
+        backend.position.step = step
+        backend.observers.step(run.name, step, result.metrics)
+    with _stage(timings, backend, "publish", step):
+        await make_room(backend)
+        policy = await backend.publisher.publish(backend.route.public_name(step), stored)
+    with _stage(timings, backend, "flip", step):
+        backend.route.flip(policy)
+        backend.observers.publish(run.name, policy, timings.seconds)
+    with _stage(timings, backend, "behaviour", step):
+        metrics |= await _behaviour(backend, previous, policy, result.probe)
+    return StepOutcome(policy, metrics | dict(result.metrics) | timings.metrics() | _figures(policy))
+
+
+async def _catch_up(backend: Backend) -> PublishedPolicy:
+    """Mend what a failed step left: publish a step that was stored but not served, put the trainer back on it."""
+    served = backend.route.current().policy
+    if backend.position.step == served.step:
+        return served
+    newest = (await backend.store.list(backend.spec.run.path))[-1]
+    if newest.step != backend.position.step:
+        await backend.trainer.start(backend.spec.trainer, newest.directory)
+        backend.position.step = newest.step
+    if newest.step > served.step:
+        _log.warning("step %d was stored but not served; publishing it before step %d", newest.step, newest.step + 1)
+        await serve(backend, newest)
+    return backend.route.current().policy
+
+
+def _limits(backend: Backend, current_step: int) -> TokenizationLimits:
+    model = backend.model
+    return TokenizationLimits(model.vocab_size, model.context_tokens, current_step)
+
+
+def _describe(backend: Backend, directory: Path, result: StepResult, step: int) -> Checkpoint:
+    result.probe.write(directory / PROBE)
+    return write_manifest(
+        directory,
+        run=backend.spec.run.name,
+        step=step,
+        base_model=backend.model.identity,
+        parent=step - 1,
+        updated=result.updated,
+        metrics=dict(result.metrics),
+        versions=dict(backend.trainer_info.versions),
+    )
+
+
+async def _behaviour(
+    backend: Backend, previous: PublishedPolicy, policy: PublishedPolicy, probe: Probe
+) -> dict[str, float]:
+    """How the engine's answers moved beside the trainer's. A metric: the route has already moved, on the proof."""
+    if Capability.SCORE not in backend.parts.engine_capabilities:
+        return {}
+    try:
+        before = await backend.engine.score(previous.name, probe.tokens)
+        after = await backend.engine.score(policy.name, probe.tokens)
+    except RunError as error:
+        _log.warning("step %d is served, but its probe could not be scored: %s", policy.step, error)
+        return {}
+    seen = behaviour(probe, before, after)
+    figures = {
+        "publish/beta": seen.beta,
+        "publish/beta_standard_error": seen.standard_error,
+        "publish/parity": seen.parity,
+    }
+    # too few scored tokens give an infinite error; metrics are finite numbers
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def _figures(policy: PublishedPolicy) -> dict[str, float]:
+    spans = {f"publish/{name}_s": seconds for name, seconds in policy.seconds.items()}
+    return spans | {"publish/proved": float(policy.proof.kind is not ProofKind.NONE)}
+
+
+@contextmanager
+def _stage(timings: Timings, backend: Backend, name: str, step: int) -> Iterator[None]:
+    """Time a stage, and say in any error where on the line it happened."""
+    with timings.span(name):
+        try:
+            yield
+        except RunError as error:
+            error.stage = error.stage or name
+            error.run = error.run or backend.spec.run.name
+            error.step = step if error.step is None else error.step
+            raise

@@ -1,0 +1,84 @@
+"""What a worker and its owner say to each other, and which versions may talk.
+
+Every call is ``POST /<method>`` over a Unix socket; request and response bodies have one layout:
+
+    8 bytes      N, little-endian unsigned
+    N bytes      one JSON object, UTF-8
+    the rest     safetensors with the arrays by name; nothing where there are none
+
+    method   request JSON + arrays                     response JSON + arrays
+    start    spec, resume_from, options                info
+    step     config + `TrainBatch.arrays`              metrics, updated + `Probe.arrays`
+    save     directory                                 -
+    offload, onload, stop   -                          -
+    cancel   -; returns when the call has ended        -
+
+Every request also has ``call``, the call's own id, by which `cancel` names it. A call that raised is answered with
+``error``, what `art_core.errors.to_wire` makes of it, and nothing else. Floats survive JSON exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from art_core.protocols import CONTRACT_VERSION
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+_LENGTH_BYTES = 8
+
+_MATCHING_COMPONENTS: Mapping[str, int | None] = {"art-core": None, "contract": None, "Python": 2, "numpy": 1}
+"""How much of a version must be equal on both sides: its first components, None for all of it."""
+
+
+def encode(data: Mapping[str, Any], arrays: Arrays) -> bytes:
+    """One message's body.
+
+    Args:
+        data: JSON data.
+        arrays: Arrays of any shape, of a dtype that safetensors knows.
+    """
+    text = json.dumps(data).encode()
+    # safetensors writes an array's memory as it lies, so that of a view would be scrambled without a word.
+    packed = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + (save_safetensors(packed) if packed else b"")
+
+
+def decode(body: bytes) -> tuple[dict[str, Any], Arrays]:
+    """Inverse of `encode`; the arrays are writable."""
+    start = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "little")
+    data: dict[str, Any] = json.loads(body[_LENGTH_BYTES:start])
+    return data, load_safetensors(body[start:]) if start < len(body) else {}
+
+
+def own_versions() -> dict[str, str]:
+    """Versions of this process that the other side has to fit."""
+    return {
+        "art-core": version("art-core"),
+        "contract": str(CONTRACT_VERSION),
+        "Python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def skew(owner: Mapping[str, str], worker: Mapping[str, str]) -> str | None:
+    """Where two processes' versions differ too much to talk; None where they fit.
+
+    Args:
+        owner: The owner's `own_versions`.
+        worker: The worker's.
+    """
+    for name, count in _MATCHING_COMPONENTS.items():
+        ours, theirs = owner[name], worker.get(name, "none")
+        if ours.split(".")[:count] != theirs.split(".")[:count]:
+            return f"{name} is {ours} here and {theirs} there"
+    return None

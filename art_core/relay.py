@@ -1,0 +1,181 @@
+"""One completion's way through the gateway: acquire a step, ask the engine, mark the answer, let the step go.
+
+A request holds its step from before the engine sees it until its last byte is sent. A client that goes away cancels
+its request in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from art_core.completion import Served, StreamMarker, choice_count, dump, mark, with_defaults
+from art_core.errors import NoRouteError
+from art_core.route import Lease, RouteTable
+
+_log = logging.getLogger("art.gateway")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One request on its way."""
+
+    request: dict[str, Any]
+    served: Served
+
+
+class Completions:
+    """One of the two completion paths, as an ASGI application.
+
+    Args:
+        route: Which step answers which name.
+        engine: Client of the engine's endpoint.
+        chat: Whether it is chat completions.
+    """
+
+    def __init__(self, route: RouteTable, engine: httpx.AsyncClient, *, chat: bool) -> None:
+        self._route = route
+        self._engine = engine
+        self._chat = chat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            payload = json.loads(await Request(scope, receive).body())
+        except ClientDisconnect:
+            return
+        except ValueError as error:
+            await failure(400, f"the body is not JSON: {error}", "invalid_json")(scope, receive, send)
+            return
+        if not isinstance(payload, dict) or not isinstance(payload.get("model"), str):
+            message = "the body must be an object with a string 'model'"
+            await failure(400, message, "invalid_request", "model")(scope, receive, send)
+            return
+        try:
+            lease = self._route.acquire(payload["model"])
+        except NoRouteError as error:
+            await failure(404, str(error), "model_not_found", "model")(scope, receive, send)
+            return
+        with lease:
+            path, call = scope["path"], self._call(payload, lease)
+            await _while_connected(receive, self._answer(path, call, send))
+
+    def _call(self, payload: dict[str, Any], lease: Lease) -> _Call:
+        request = with_defaults(payload, chat=self._chat)
+        request["model"] = lease.adapter
+        return _Call(request, Served(lease.adapter, lease.step, request["temperature"]))
+
+    async def _answer(self, path: str, call: _Call, send: Send) -> None:
+        request = self._engine.build_request(
+            "POST", path, content=dump(call.request), headers={"content-type": "application/json"}
+        )
+        try:
+            answer = await self._engine.send(request, stream=True)
+        except httpx.TransportError as error:
+            await _send(send, engine_down(error))
+            return
+        try:
+            if answer.status_code == 200 and call.request.get("stream"):
+                await _relay(answer, StreamMarker(call.served, choice_count(call.request)), send)
+            else:
+                await _send(send, await _whole(answer, call.served))
+        finally:
+            await answer.aclose()
+
+
+async def _whole(answer: httpx.Response, served: Served) -> Response:
+    try:
+        body = await answer.aread()
+    except httpx.TransportError as error:
+        return engine_down(error)
+    if answer.status_code == 200:
+        completion = json.loads(body)
+        mark(completion, served)
+        body = dump(completion)
+    media_type = answer.headers.get("content-type", "application/json")
+    return Response(body, answer.status_code, media_type=media_type)
+
+
+async def _relay(answer: httpx.Response, marker: StreamMarker, send: Send) -> None:
+    """Pass a stream on as it comes; one that breaks off ends with an error event, never as if it were whole."""
+    media_type = answer.headers.get("content-type", "text/event-stream").encode()
+    headers = [(b"content-type", media_type), (b"cache-control", b"no-cache")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    try:
+        async for data in answer.aiter_raw():
+            if marked := marker.feed(data):
+                await send(_chunk(marked))
+        last = marker.end()
+    except httpx.TransportError as error:
+        _log.warning("the engine's stream broke off: %r", error)
+        last = b"data: " + dump(
+            _error(f"the engine's stream broke off: {error!r}", "server_error", "engine_unavailable")
+        )
+        last += b"\n\n"
+    await send(_chunk(last, more=False))
+
+
+def _chunk(body: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+async def _send(send: Send, response: Response) -> None:
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send(_chunk(bytes(response.body), more=False))
+
+
+async def _while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run the work, and cancel it when the client goes away (or the server stops)."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+    if not task.cancelled():
+        task.result()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def engine_down(error: httpx.TransportError) -> Response:
+    """503, at once: the engine's socket is closed or silent.
+
+    Args:
+        error: What came of speaking to it.
+    """
+    _log.warning("the engine does not answer: %r", error)
+    message = f"the engine does not answer ({error!r}); try again"
+    body = _error(message, "server_error", "engine_unavailable")
+    return JSONResponse(body, status_code=503, headers={"retry-after": "1"})
+
+
+def failure(status: int, message: str, code: str, param: str | None = None) -> Response:
+    """A refusal in the shape that OpenAI clients parse.
+
+    Args:
+        status: HTTP status, 4xx.
+        message: For people.
+        code: For programs.
+        param: The request's field at fault.
+    """
+    kind = "authentication_error" if status == 401 else "invalid_request_error"
+    return JSONResponse(_error(message, kind, code, param), status_code=status)
+
+
+def _error(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,253 @@
+"""A run's directory: who holds it, what it was made for, how far it got.
+
+    <path>/<project>/models/<run>/
+      run.json        what the run was made for; never changed
+      state.json      the client's own state
+      history.jsonl   one line per logged step
+      lock            held by the process that trains; names it
+      checkpoints/0007/  trajectories/<split>/0007.parquet  logs/
+
+Names in ``checkpoints`` that start with a dot are no checkpoints: what a process was writing or deleting when it
+ended. The next process that holds the lock removes them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from art_core import disk
+from art_core.config import LoRAConfig
+from art_core.errors import ConfigError, RunLockedError, StoreError
+from art_core.process import close_in_forks, close_private
+
+_STAGING, _TRASH = ".staging-", ".trash-"
+
+
+class RunRecord(BaseModel):
+    """``run.json``: what a run was made for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = Field(default=1, ge=1, le=1)
+    project: str
+    run: str
+    base_model: str
+    """As the user gave it."""
+    lora: LoRAConfig
+    created_at: datetime
+
+
+class RunDirectory:
+    """One run's files. Many may read it; the one that `create_or_open` returned may write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.log_directory = path / "logs"
+        self.checkpoints = path / "checkpoints"
+        self._lock_fd: int | None = None
+
+    @classmethod
+    def create_or_open(cls, root: Path, project: str, run: str, base_model: str, lora: LoRAConfig) -> Self:
+        """Take the run's lock, make its directory or check that it was made for the same, remove what dead ones left.
+
+        Args:
+            root: Directory of all projects; made if absent.
+            project: Project name.
+            run: Run name, unique in the project.
+            base_model: The base model as the user gave it.
+            lora: The adapter's shape.
+
+        Raises:
+            ConfigError: A name is not a plain one, or the run was made for another base model or LoRA shape.
+            RunLockedError: Another process holds the run; it is named.
+            StoreError: The system refuses.
+        """
+        root = root.absolute()
+        path = root / _plain("project", project) / "models" / _plain("run", run)
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise ConfigError(f"run directory {path} leads out of {root} through a link; remove the link")
+        opened = cls(path)
+        with disk.disk_errors(f"open run {run!r}"):
+            for directory in (opened.checkpoints, opened.log_directory, path / "trajectories"):
+                disk.make_directory(directory)
+            try:
+                opened._lock()
+                opened._identify(
+                    RunRecord(project=project, run=run, base_model=base_model, lora=lora, created_at=datetime.now(UTC))
+                )
+                opened._sweep()
+            except BaseException:
+                opened.close()
+                raise
+        return opened
+
+    def close(self) -> None:
+        """Let go of the lock; idempotent."""
+        if self._lock_fd is not None:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+            close_private(self._lock_fd)
+            self._lock_fd = None
+
+    def record(self) -> RunRecord:
+        """What the run was made for.
+
+        Raises:
+            StoreError: ``run.json`` is missing or breaks the schema.
+        """
+        path = self.path / "run.json"
+        with disk.disk_errors("read a run"):
+            data = path.read_bytes()
+        try:
+            return RunRecord.model_validate_json(data)
+        except ValidationError as error:
+            raise StoreError(f"{path} is damaged: {error}") from error
+
+    def step_directory(self, step: int) -> Path:
+        """Where a step's checkpoint stands once it is committed."""
+        return self.checkpoints / f"{step:04d}"
+
+    def stage(self) -> Path:
+        """A new empty directory for a checkpoint's files, beside where it will stand; a commit takes it over.
+
+        Raises:
+            StoreError: The system refuses.
+        """
+        directory = self.checkpoints / f"{_STAGING}{uuid.uuid4().hex}"
+        with disk.disk_errors("stage a checkpoint"):
+            directory.mkdir(parents=True)
+        return directory
+
+    def discard(self, directory: Path) -> None:
+        """Remove a directory of `checkpoints` so that at any instant it is there whole or not visible; idempotent."""
+        trash = self.checkpoints / f"{_TRASH}{uuid.uuid4().hex}"
+        try:
+            os.rename(directory, trash)  # noqa: PTH104
+        except FileNotFoundError:
+            return
+        disk.sync(self.checkpoints)
+        shutil.rmtree(trash)
+
+    def read_state(self) -> dict[str, Any]:
+        """The client's state; empty where none was written.
+
+        Raises:
+            StoreError: ``state.json`` is damaged or can't be read.
+        """
+        path = self.path / "state.json"
+        with disk.disk_errors("read a run's state"):
+            if not path.exists():
+                return {}
+            return _parse(path, 1, path.read_bytes())
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Replace the client's state, durably and whole.
+
+        Raises:
+            StoreError: The system refuses; the old state stands.
+        """
+        with disk.disk_errors("write a run's state"):
+            disk.replace(self.path / "state.json", json.dumps(dict(state)).encode())
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every logged line; a last one that a kill cut short is left out.
+
+        Raises:
+            StoreError: A line is damaged, or the system refuses.
+        """
+        path = self.path / "history.jsonl"
+        with disk.disk_errors("read a run's history"):
+            if not path.exists():
+                return []
+            *lines, _ = path.read_bytes().split(b"\n")
+        return [_parse(path, number, line) for number, line in enumerate(lines, 1)]
+
+    def append_history(self, line: Mapping[str, Any]) -> None:
+        """Log one line, durably. What a kill cut short before is removed first.
+
+        Raises:
+            StoreError: The system refuses.
+        """
+        path = self.path / "history.jsonl"
+        with (
+            disk.disk_errors("write a run's history"),
+            disk.opened(path, os.O_RDWR | os.O_CREAT) as fd,
+        ):
+            end = os.lseek(fd, 0, os.SEEK_END)
+            if end and os.pread(fd, 1, end - 1) != b"\n":
+                end = path.read_bytes().rfind(b"\n") + 1
+                os.ftruncate(fd, end)
+                os.lseek(fd, end, os.SEEK_SET)
+            disk.write_all(fd, json.dumps(dict(line)).encode() + b"\n")
+            os.fsync(fd)
+        if not end:
+            disk.sync(self.path)
+
+    def _lock(self) -> None:
+        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        close_in_forks(fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(fd, 4096).decode(errors="replace").strip() or "a process that has not said who it is"
+            close_private(fd)
+            raise RunLockedError(
+                f"run {self.name!r} is held by {holder}; end that process, or choose another run name", run=self.name
+            ) from error
+        self._lock_fd = fd
+        os.ftruncate(fd, 0)
+        me = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC).isoformat(timespec='seconds')}"
+        disk.write_all(fd, me.encode())
+
+    def _identify(self, wanted: RunRecord) -> None:
+        path = self.path / "run.json"
+        if not path.exists():
+            disk.replace(path, wanted.model_dump_json(indent=1).encode())
+            return
+        made = self.record()
+        for what, before, now in (
+            ("base model", made.base_model, wanted.base_model),
+            ("LoRA rank", made.lora.rank, wanted.lora.rank),
+            ("LoRA alpha", made.lora.alpha, wanted.lora.alpha),
+            ("LoRA target modules", _modules(made.lora), _modules(wanted.lora)),
+        ):
+            if before != now:
+                raise ConfigError(
+                    f"run {self.name!r} was made with {what} {before!r}, not {now!r}; "
+                    f"resume it with {before!r}, or choose another run name"
+                )
+
+    def _sweep(self) -> None:
+        for path in self.checkpoints.iterdir():
+            if path.name.startswith((_STAGING, _TRASH)):
+                shutil.rmtree(path)
+
+
+def _plain(what: str, name: str) -> str:
+    if not name or name.startswith(".") or set(name) & set("/\\\0") or len(name.encode()) > 255:
+        raise ConfigError(
+            f"{what} name is {name!r}; allowed: 1 to 255 bytes, without '/', '\\' or NUL, not starting with a dot"
+        )
+    return name
+
+
+def _modules(lora: LoRAConfig) -> list[str] | None:
+    return None if lora.target_modules is None else sorted(lora.target_modules)
+
+
+def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise StoreError(f"{path} line {number} is damaged: {error}; restore the file or delete that line") from error
+    return data

@@ -1,0 +1,169 @@
+"""Child side of `art_core.worker`: one trainer behind a Unix socket. Run as ``python -m art_core.worker_server``.
+
+The trainer is named by the part that a plugin registers (``mine``), or, for one that no plugin registers, by
+``module:callable``, which is called with the options as a mapping. It is made at the first ``start``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import uvicorn
+from pydantic import TypeAdapter
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from art_core.batch import TrainBatch
+from art_core.errors import to_wire
+from art_core.message import Arrays, decode, encode, own_versions
+from art_core.part import TrainerPart
+from art_core.plugins import load_part
+from art_core.process import announce, attach_owner
+from art_core.protocols.trainer import Trainer, TrainerInfo, TrainerSpec
+from art_core.step import StepConfig
+
+Answer = tuple[dict[str, Any], Arrays]
+_NOTHING: Answer = ({}, {})
+
+_SPEC, _INFO, _CONFIG = TypeAdapter(TrainerSpec), TypeAdapter(TrainerInfo), TypeAdapter(StepConfig)
+
+
+class TrainerHost:
+    """Makes a trainer's calls one at a time, each in a task that can be cancelled by the call's id."""
+
+    def __init__(self, create: Callable[[Mapping[str, Any]], Trainer]) -> None:
+        self._create = create
+        self._made: Trainer | None = None
+        self._turn = asyncio.Lock()
+        self._running: dict[str, asyncio.Task[Answer]] = {}
+        self._cancelled: set[str] = set()
+        self._methods: Mapping[str, Callable[[dict[str, Any], Arrays], Awaitable[Answer]]] = {
+            "start": self._start,
+            "step": self._step,
+            "save": self._save,
+            "offload": self._offload,
+            "onload": self._onload,
+            "stop": self._stop,
+        }
+
+    async def answer(self, method: str, data: dict[str, Any], arrays: Arrays) -> Answer:
+        """Make one call.
+
+        Args:
+            method: ``cancel`` or a method of `Trainer`.
+            data: The request's JSON.
+            arrays: The request's arrays.
+        """
+        call = data["call"]
+        if method == "cancel":
+            await self._cancel(call)
+            return _NOTHING
+        if method == "stop":
+            for running in list(self._running):
+                await self._cancel(running)
+        async with self._turn:
+            if call in self._cancelled:
+                return {"error": to_wire(asyncio.CancelledError())}, {}
+            task = asyncio.ensure_future(self._methods[method](data, arrays))
+            self._running[call] = task
+            await asyncio.wait({task})
+            del self._running[call]
+        if task.cancelled():
+            return {"error": to_wire(asyncio.CancelledError())}, {}
+        if error := task.exception():
+            return {"error": to_wire(error)}, {}
+        return task.result()
+
+    async def _cancel(self, call: str) -> None:
+        """Returns when the call has ended; a call that has not arrived yet will be refused."""
+        self._cancelled.add(call)
+        if task := self._running.get(call):
+            task.cancel()
+            await asyncio.wait({task})
+
+    @property
+    def _trainer(self) -> Trainer:
+        if self._made is None:
+            raise RuntimeError("the trainer was not started")
+        return self._made
+
+    async def _start(self, data: dict[str, Any], arrays: Arrays) -> Answer:
+        if self._made is None:
+            self._made = self._create(data["options"])
+        resume_from = data["resume_from"]
+        info = await self._made.start(_SPEC.validate_python(data["spec"]), Path(resume_from) if resume_from else None)
+        return {"info": _INFO.dump_python(info, mode="json")}, {}
+
+    async def _step(self, data: dict[str, Any], arrays: Arrays) -> Answer:
+        result = await self._trainer.step(TrainBatch(**arrays), _CONFIG.validate_python(data["config"]))  # type: ignore[arg-type]
+        metrics = {name: float(value) for name, value in result.metrics.items()}
+        return {"metrics": metrics, "updated": result.updated}, result.probe.arrays()
+
+    async def _save(self, data: dict[str, Any], arrays: Arrays) -> Answer:
+        await self._trainer.save(Path(data["directory"]))
+        return _NOTHING
+
+    async def _offload(self, data: dict[str, Any], arrays: Arrays) -> Answer:
+        await self._trainer.offload()
+        return _NOTHING
+
+    async def _onload(self, data: dict[str, Any], arrays: Arrays) -> Answer:
+        await self._trainer.onload()
+        return _NOTHING
+
+    async def _stop(self, data: dict[str, Any], arrays: Arrays) -> Answer:
+        if self._made is not None:
+            await self._made.stop()
+        return _NOTHING
+
+
+def _factory(trainer: str) -> Callable[[Mapping[str, Any]], Trainer]:
+    def create(options: Mapping[str, Any]) -> Trainer:
+        if ":" in trainer:
+            module, _, name = trainer.partition(":")
+            return cast(Trainer, vars(import_module(module))[name](options))
+        part = cast(TrainerPart, load_part("trainer", trainer))
+        return part.create(part.options.parse(dict(options)))
+
+    return create
+
+
+async def _serve(trainer: str, socket_path: str) -> None:
+    host = TrainerHost(_factory(trainer))
+
+    async def handle(request: Request) -> Response:
+        data, arrays = decode(await request.body())
+        return Response(encode(*await host.answer(request.path_params["method"], data, arrays)))
+
+    app = Starlette(routes=[Route("/{method}", handle, methods=["POST"])])
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(socket_path)
+        listener.listen()
+        # From here on a connection waits for the server, however long that takes to come up.
+        announce({"versions": own_versions()})
+        config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False)
+        await uvicorn.Server(config).serve(sockets=[listener])
+
+
+def main() -> None:
+    """Serve until the owner stops or ends."""
+    attach_owner()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    parser = argparse.ArgumentParser(prog="art_core.worker_server", description=__doc__)
+    parser.add_argument("trainer", help="name of an installed trainer, or module:callable")
+    parser.add_argument("socket", help="path of the Unix socket to serve on, in a private directory")
+    arguments = parser.parse_args()
+    asyncio.run(_serve(arguments.trainer, arguments.socket))
+
+
+if __name__ == "__main__":
+    main()

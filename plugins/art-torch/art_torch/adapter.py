@@ -1,0 +1,156 @@
+"""The LoRA adapter: put into the model, initialised, read and written in PEFT's layout."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from safetensors.torch import save
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG
+from art_core.config import LoRAConfig
+from art_core.errors import CheckpointCorruptError, ConfigError, nearest
+from art_torch.tensor_file import read_bytes, read_tensors
+
+_SLOT = "default"
+"""PEFT's name for the only adapter in the model; its files leave the name out."""
+_PREFIX = "base_model.model."
+"""What PEFT's files put before a parameter's name."""
+
+_CONFIG_LIMIT_BYTES = 1 << 20
+_SCALE_KEYS = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias", "fan_in_fan_out")
+"""Keys of adapter_config.json that change what the tensors compute."""
+
+
+class Adapter:
+    """Trainable low-rank updates of the model's linear modules.
+
+    Source: Hu et al. 2021, "LoRA" (arXiv:2106.09685), section 4.1: W + (alpha / rank)·B·A.
+    """
+
+    def __init__(self, model: PreTrainedModel, lora: LoRAConfig, base_model: str) -> None:
+        """Put an adapter into a frozen model, in place, equal to the base.
+
+        Args:
+            model: Frozen; its linear modules are replaced by adapted ones.
+            lora: Shape, targets and seed.
+            base_model: The base's name, for adapter_config.json.
+
+        Raises:
+            ConfigError: A target matches no linear module of the decoder layers.
+        """
+        self._lora = lora
+        modules = target_modules(model, lora)
+        self._config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT only ever divides it
+            target_modules=modules,
+            base_model_name_or_path=base_model,
+            task_type="CAUSAL_LM",
+        )
+        self._written_targets = _shortest_names(model, modules)
+        inject_adapter_in_model(self._config, model, adapter_name=_SLOT)
+        self.parameters: dict[str, nn.Parameter] = {}
+        """The trainable weights, float32, by their name in the file; sorted."""
+        for name, parameter in sorted(model.named_parameters()):
+            if f".{_SLOT}." in name:
+                parameter.data = parameter.data.float()  # type: ignore[assignment]
+                self.parameters[_PREFIX + name.replace(f".{_SLOT}.", ".")] = parameter.requires_grad_(True)
+        self.reset()
+
+    def reset(self) -> None:
+        """A from the seed, B zero: the model computes what its base does. The same on every device."""
+        generator = torch.Generator().manual_seed(self._lora.random_state)
+        for name, parameter in self.parameters.items():
+            value = torch.zeros(parameter.shape)
+            if ".lora_A." in name:
+                nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+            parameter.data.copy_(value)
+
+    def read(self, directory: Path) -> dict[str, Tensor]:
+        """Read and check what `files` gave; the adapter is not changed.
+
+        Raises:
+            CheckpointCorruptError: The files are damaged or have another shape.
+        """
+        path = directory / ADAPTER_CONFIG
+        try:
+            seen: object = json.loads(read_bytes(path, _CONFIG_LIMIT_BYTES))
+        except ValueError as error:
+            raise CheckpointCorruptError(f"{path.name} in {directory} is not JSON: {error}", stage="train") from error
+        if not isinstance(seen, dict):
+            raise CheckpointCorruptError(f"{path.name} in {directory} is not a JSON object", stage="train")
+        wanted = self._written_config()
+        for key in _SCALE_KEYS:
+            if seen.get(key) != wanted[key]:
+                raise CheckpointCorruptError(
+                    f"{path.name}: {key} is {seen.get(key)!r}; this trainer was started with {wanted[key]!r}",
+                    stage="train",
+                )
+        return read_tensors(directory / ADAPTER, self.parameters)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `read` gave."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(tensors[name])
+
+    def files(self) -> dict[str, bytes]:
+        """adapter_config.json and adapter_model.safetensors; the same weights give the same bytes."""
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.parameters.items()}
+        config = json.dumps(self._written_config(), indent=2, sort_keys=True)
+        return {ADAPTER_CONFIG: config.encode() + b"\n", ADAPTER: save(tensors, {"format": "pt"})}
+
+    def _written_config(self) -> dict[str, Any]:
+        settings: dict[str, Any] = self._config.to_dict()  # type: ignore[no-untyped-call]
+        settings |= {"target_modules": self._written_targets, "inference_mode": True}
+        return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+
+
+def target_modules(model: PreTrainedModel, lora: LoRAConfig) -> list[str]:
+    """Full names of the modules to adapt: linear modules of the decoder layers, never the head or the embeddings.
+
+    Args:
+        model: The base model.
+        lora: A target is a module's full name or the end of it, e.g. ``"q_proj"``; None: all of them.
+
+    Raises:
+        ConfigError: A target matches none; names it and those that exist.
+    """
+    linear = _layer_linears(model)
+    if lora.target_modules is None and linear:
+        return linear
+    chosen: set[str] = set()
+    for target in lora.target_modules or ["linear"]:
+        matches = {name for name in linear if _matches(name, target)}
+        if not matches:
+            known = nearest(target, {name.rpartition(".")[2] for name in linear})
+            raise ConfigError(
+                f"LoRA target {target!r} matches no linear module in the decoder layers of "
+                f"{type(model).__name__}; {known}"
+            )
+        chosen |= matches
+    return sorted(chosen)
+
+
+def _layer_linears(model: PreTrainedModel) -> list[str]:
+    # The layers stand in a list, so a number is part of a layer's name; the head and the embeddings have none.
+    linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return sorted(name for name in linears if any(part.isdigit() for part in name.split(".")))
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _shortest_names(model: PreTrainedModel, modules: list[str]) -> list[str]:
+    """The last words of the modules' names where those mean exactly these modules, else their full names."""
+    words = sorted({name.rpartition(".")[2] for name in modules})
+    meant = [name for name, _ in model.named_modules() if any(_matches(name, word) for word in words)]
+    return words if sorted(meant) == sorted(modules) else modules

@@ -1,0 +1,65 @@
+"""The probe of a step: a few of its own tokens, scored by the trainer before and after the update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from art_core.batch import TrainBatch
+from art_core.step import PROBE_SEQUENCES, PROBE_TOKENS, Probe
+from art_torch.packed_model import PackedModel
+from art_torch.packing import pack
+
+_ROW_TOKENS = PROBE_TOKENS // PROBE_SEQUENCES
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeRows:
+    """The rows and tokens of a batch that its probe scores."""
+
+    batch: TrainBatch
+    rows: tuple[int, ...]
+    """At most `PROBE_SEQUENCES`; none where the batch has no sampled token."""
+    scored_BT: NDArray[np.bool_]
+    """The first sampled tokens of those rows, at most `PROBE_TOKENS` together."""
+
+    @classmethod
+    def choose(cls, batch: TrainBatch) -> ProbeRows:
+        """Choose the rows that will move most visibly: with an advantage first, then with more tokens, then short.
+
+        Args:
+            batch: The step's batch.
+        """
+        scored_BT = batch.loss_mask_BT & (batch.loss_mask_BT.cumsum(axis=1) <= _ROW_TOKENS)
+        moved_B = (batch.advantages_BT * batch.loss_mask_BT != 0).any(axis=1)
+        count_B = scored_BT.sum(axis=1)
+        last_B = np.where(scored_BT, np.arange(scored_BT.shape[1]), 0).max(axis=1)
+        order_B = np.lexsort((last_B, -count_B, ~moved_B))
+        rows = tuple(int(row) for row in order_B[:PROBE_SEQUENCES] if count_B[row])
+        return cls(batch, rows, scored_BT & np.isin(np.arange(len(count_B)), rows)[:, None])
+
+    def score(self, model: PackedModel, limit_tokens: int) -> tuple[NDArray[np.float32], ...]:
+        """Logprobs at temperature 1 under the model's present weights, one array per row; 0 where not scored.
+
+        Args:
+            model: The trainer's.
+            limit_tokens: Most tokens in one forward pass.
+        """
+        logprobs_BT = np.zeros(self.scored_BT.shape, np.float32)
+        for packed in pack(self.batch.tokens_BT, self.scored_BT, self.batch.group_ids_B, limit_tokens):
+            logprobs_BT[packed.rows_N, packed.columns_N] = model.score(packed, self.batch.tokens_BT)
+        return tuple(logprobs_BT[row, : self._length(row)] for row in self.rows)
+
+    def probe(self, before: tuple[NDArray[np.float32], ...], after: tuple[NDArray[np.float32], ...]) -> Probe:
+        """Put together what `score` gave before and after the update."""
+        return Probe(
+            tokens=tuple(self.batch.tokens_BT[row, : self._length(row)] for row in self.rows),
+            scored=tuple(self.scored_BT[row, : self._length(row)] for row in self.rows),
+            before=before,
+            after=after,
+        )
+
+    def _length(self, row: int) -> int:
+        return int(np.flatnonzero(self.scored_BT[row])[-1]) + 1

@@ -1,0 +1,256 @@
+"""The file store: whole or not at all, one winner, nothing served is deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from art_core import disk
+from art_core.builtin.file import FileStore, FileStoreOptions
+from art_core.capability import Capability
+from art_core.checkpoint import ADAPTER, MANIFEST, Checkpoint, manifest_bytes, read_manifest, verify, write_manifest
+from art_core.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    CommitConflictError,
+    ConfigError,
+    StoreError,
+)
+from art_core.plugins import load_part
+from art_core.run import RunDirectory
+from tests.staged import BASE, stage_step
+
+store = FileStore()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+async def steps(run: Path) -> list[int]:
+    return [stored.step for stored in await store.list(run)]
+
+
+async def test_it_comes_through_the_front_door() -> None:
+    part = load_part("store", "file")
+    assert Capability.CREATE_IF_ABSENT in part.capabilities
+    assert part.options is FileStoreOptions
+    with pytest.raises(ConfigError, match="has no option 'path'"):
+        part.options.parse({"path": "x"})
+
+
+async def test_commit_list_fetch_round_trip(run: Path, tmp_path: Path) -> None:
+    assert await store.list(run) == []
+    checkpoint = stage_step(run, 7)
+    stored = await store.commit(run, checkpoint)
+    assert stored.directory == run / "checkpoints" / "0007"
+    assert stored.manifest == checkpoint.manifest
+    assert names(run) == ["0007"]
+    assert verify(stored.directory, checkpoint.manifest)
+    assert await store.list(run) == [stored]
+    fetched = await store.fetch(stored, tmp_path / "copy")
+    assert fetched == Checkpoint(tmp_path / "copy", checkpoint.manifest)
+    for name in (*checkpoint.manifest.files, MANIFEST):
+        assert (tmp_path / "copy" / name).read_bytes() == (stored.directory / name).read_bytes()
+
+
+async def test_list_is_by_number_not_by_name(run: Path) -> None:
+    for step in (10000, 2, 9999, 0):
+        await store.commit(run, stage_step(run, step))
+    assert await steps(run) == [0, 2, 9999, 10000]
+
+
+async def test_the_same_content_again_is_the_stored_one(run: Path) -> None:
+    stored = await store.commit(run, stage_step(run, 3))
+    again = stage_step(run, 3)
+    later = again.manifest.model_copy(update={"metrics": {"time/step_s": 9.0}})
+    assert await store.commit(run, Checkpoint(again.directory, later)) == stored
+    assert names(run) == ["0003"]
+
+
+async def test_other_content_is_refused_and_kept_staged(run: Path) -> None:
+    stored = await store.commit(run, stage_step(run, 3))
+    other = stage_step(run, 3, seed=99)
+    with pytest.raises(CommitConflictError, match="another checkpoint stands at .*0003; delete step 3 first") as caught:
+        await store.commit(run, other)
+    assert caught.value.step == 3
+    assert verify(other.directory)
+    assert await store.list(run) == [stored]
+
+
+async def test_of_many_commits_at_once_one_wins(run: Path) -> None:
+    staged = [stage_step(run, 1, seed=seed) for seed in range(8)]
+    results = await asyncio.gather(*(store.commit(run, each) for each in staged), return_exceptions=True)
+    won = [i for i, result in enumerate(results) if not isinstance(result, BaseException)]
+    assert len(won) == 1
+    assert all(isinstance(result, CommitConflictError) for i, result in enumerate(results) if i not in won)
+    assert (await store.list(run))[0].manifest == staged[won[0]].manifest
+
+
+async def test_of_many_equal_commits_at_once_all_succeed(run: Path) -> None:
+    results = await asyncio.gather(*(store.commit(run, stage_step(run, 1, seed=5)) for _ in range(8)))
+    assert len({str(result) for result in results}) == 1
+    assert names(run) == ["0001"]
+
+
+async def test_a_staged_file_that_changed_is_not_committed(run: Path) -> None:
+    checkpoint = stage_step(run, 1)
+    os.truncate(checkpoint.directory / ADAPTER, 3)
+    with pytest.raises(CheckpointCorruptError, match=ADAPTER):
+        await store.commit(run, checkpoint)
+    assert await steps(run) == []
+
+
+@pytest.mark.parametrize("harm", ["no manifest", "short file", "empty"])
+async def test_what_is_not_whole_is_left_out_and_makes_room(
+    run: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        await store.commit(run, stage_step(run, step))
+    damaged = run / "checkpoints" / "0002"
+    if harm == "empty":
+        shutil.rmtree(damaged)
+        damaged.mkdir()
+    elif harm == "no manifest":
+        (damaged / MANIFEST).unlink()
+    else:
+        os.truncate(damaged / ADAPTER, 10)
+    with caplog.at_level(logging.WARNING, "art.store"):
+        assert await steps(run) == [1]
+    assert "0002 is left out" in caplog.text
+    stored = await store.commit(run, stage_step(run, 2))
+    assert await steps(run) == [1, 2]
+    assert verify(stored.directory)
+    aside = [name for name in names(run) if name.startswith(".damaged-0002-")]
+    assert len(aside) == 1, "what stood there is kept"
+
+
+async def test_foreign_names_are_left_out(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stored = await store.commit(run, stage_step(run, 1))
+    checkpoints = run / "checkpoints"
+    shutil.copytree(stored.directory, checkpoints / "0009")
+    shutil.copytree(stored.directory, checkpoints / ".staging-x")
+    shutil.copytree(stored.directory, checkpoints / "latest")
+    (checkpoints / "0008").symlink_to(stored.directory)
+    (checkpoints / "notes.txt").write_text("")
+    assert await steps(run) == [1]
+    assert "0009 is left out: its manifest is of step 1" in caplog.text
+
+
+async def test_fetch_refuses_what_is_gone_corrupt_or_in_the_way(run: Path, tmp_path: Path) -> None:
+    stored = await store.commit(run, stage_step(run, 1))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(StoreError, match="it is not empty"):
+        await store.fetch(stored, tmp_path / "full")
+    data = bytearray((stored.directory / ADAPTER).read_bytes())
+    data[-1] ^= 1
+    (stored.directory / ADAPTER).write_bytes(data)
+    with pytest.raises(CheckpointCorruptError, match=ADAPTER):
+        await store.fetch(stored, tmp_path / "a")
+    (stored.directory / ADAPTER).unlink()
+    with pytest.raises(CheckpointCorruptError, match=f"{ADAPTER} is missing"):
+        await store.fetch(stored, tmp_path / "b")
+    await store.delete(run, [1], [])
+    with pytest.raises(CheckpointNotFoundError, match="step 1 of run 'run' is no longer at"):
+        await store.fetch(stored, tmp_path / "c")
+
+
+async def test_delete_spares_the_protected(run: Path) -> None:
+    for step in range(4):
+        await store.commit(run, stage_step(run, step))
+    with pytest.raises(StoreError, match=r"steps \[2\] are served or leased"):
+        await store.delete(run, [0, 1, 2], [2, 3])
+    assert await steps(run) == [0, 1, 2, 3]
+    assert await store.delete(run, [1, 0, 77], [2, 3]) == [0, 1]
+    assert await steps(run) == [2, 3]
+    assert names(run) == ["0002", "0003"]
+    assert await store.delete(run, [0, 1], []) == []
+
+
+async def test_every_file_is_durable_before_it_shows(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order that a power failure can't harm: files, manifest, directory; rename; parent."""
+    events: list[tuple[str, str]] = []
+    real_sync, real_rename, guard = disk.sync, os.rename, threading.Lock()
+
+    def sync(path: Path) -> None:
+        real_sync(path)
+        with guard:
+            events.append(("sync", path.name))
+
+    def rename(old: Path, new: Path) -> None:
+        real_rename(old, new)
+        events.append(("rename", new.name))
+
+    checkpoint = stage_step(run, 4)
+    monkeypatch.setattr(disk, "sync", sync)
+    monkeypatch.setattr(os, "rename", rename)
+    await store.commit(run, checkpoint)
+    files = len(checkpoint.manifest.files)
+    assert sorted(events[:files]) == sorted(("sync", name) for name in checkpoint.manifest.files)
+    assert events[files:] == [
+        ("sync", MANIFEST),
+        ("sync", checkpoint.directory.name),
+        ("rename", "0004"),
+        ("sync", "checkpoints"),
+    ]
+
+
+async def test_a_cancelled_commit_has_ended_when_it_returns(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, go_on, real_rename = threading.Event(), threading.Event(), os.rename
+
+    def rename(old: Path, new: Path) -> None:
+        started.set()
+        go_on.wait(10)
+        real_rename(old, new)
+
+    checkpoint = stage_step(run, 1)
+    monkeypatch.setattr(os, "rename", rename)
+    commit = asyncio.create_task(store.commit(run, checkpoint))
+    await asyncio.to_thread(started.wait, 10)
+    commit.cancel()
+    await asyncio.sleep(0)
+    assert not commit.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await commit
+    assert await steps(run) == [1]
+
+
+async def test_ten_thousand_steps_are_listed_in_bounded_time(run: Path) -> None:
+    """Bound: 20 s on a busy machine; about 1 s on an idle one."""
+    first = stage_step(run, 0)
+    checkpoints = RunDirectory(run).checkpoints
+    for step in range(10_000):
+        directory = checkpoints / f"{step:04d}"
+        directory.mkdir()
+        for name in first.manifest.files:
+            os.link(first.directory / name, directory / name)
+        (directory / MANIFEST).write_bytes(manifest_bytes(first.manifest.model_copy(update={"step": step})))
+    start = time.perf_counter()
+    assert await steps(run) == list(range(10_000))
+    seconds = time.perf_counter() - start
+    print(f"list of 10,000 steps: {seconds:.2f} s")
+    assert seconds < 20
+
+
+async def test_the_run_directory_is_a_place_for_it(tmp_path: Path) -> None:
+    """`write_manifest` on another file system's directory, or a path that is gone, is a typed refusal."""
+    manifest = stage_step(tmp_path / "run", 1).manifest
+    with pytest.raises(StoreError, match="can't read a checkpoint: .*gone: No such file"):
+        await store.commit(tmp_path / "run", Checkpoint(tmp_path / "gone", manifest))
+    with pytest.raises(StoreError):
+        write_manifest(tmp_path / "gone", run="run", step=1, base_model=BASE)
+    assert read_manifest(stage_step(tmp_path / "run", 1).directory) == manifest

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import typer
+
+from art_core import cli
+from art_core.errors import ArtError, ConfigError, PluginNotFoundError, StaleWeightsError
+
+
+def art(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The installed command, as a user types it."""
+    command = [str(Path(sys.executable).with_name("art")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin", **environment})
+
+
+def test_version() -> None:
+    done = art("version")
+    assert (done.returncode, done.stdout) == (0, f"art-core {version('art-core')}\n")
+
+
+def test_model_prints_the_directory_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    done = art("model", str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path}\n", "")
+
+
+def test_an_error_of_ours_is_one_line(tmp_path: Path) -> None:
+    done = art("model", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("ConfigError: base model ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_on_demand_with_its_traceback(tmp_path: Path) -> None:
+    assert "Traceback" in art("model", str(tmp_path), ART_DEBUG="1").stderr
+
+
+def test_help_names_every_command() -> None:
+    done = art("--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("demo", "model", "version"))
+
+
+@pytest.mark.parametrize("arguments", [("demo", "--steps", "0"), ("demo", "--no-such-option"), ("nothing",)])
+def test_a_wrong_use_ends_with_2(arguments: tuple[str, ...]) -> None:
+    done = art(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_the_demo_says_before_it_starts_what_the_report_will_need(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pygal", None)
+    monkeypatch.setattr(sys, "argv", ["art", "demo", "--path", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "pip install 'art-core[demo]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConfigError("a [bold]\nb"), 2), (PluginNotFoundError("a [bold]\nb"), 2), (StaleWeightsError("a [bold]\nb"), 1)],
+)
+def test_the_exit_code_tells_settings_from_runs(
+    error: ArtError, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = typer.Typer(pretty_exceptions_enable=False)
+
+    @failing.command()
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", failing)
+    monkeypatch.setattr(sys, "argv", ["art"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == code
+    assert capsys.readouterr().err == f"{type(error).__name__}: a [bold] b\n"
+
+
+def test_the_command_line_loads_no_heavy_library() -> None:
+    code = "import art_core.cli, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert "art_core" in loaded
+    assert not loaded & {"numpy", "openai", "pyarrow", "pygal", "gguf", "tokenizers", "torch", "uvicorn"}

@@ -1,0 +1,107 @@
+"""How a step is to be made, checked before it is; and the probe, which survives the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from art_core.errors import CheckpointCorruptError, ConfigError
+from art_core.step import Probe, StepConfig
+
+
+def probe(*lengths: int, seed: int = 0) -> Probe:
+    draw = np.random.default_rng(seed)
+    return Probe(
+        tokens=tuple(draw.integers(0, 50_000, n).astype(np.int32) for n in lengths),
+        scored=tuple(draw.random(n) < 0.5 for n in lengths),
+        before=tuple(draw.normal(size=n).astype(np.float32) for n in lengths),
+        after=tuple(draw.normal(size=n).astype(np.float32) for n in lengths),
+    )
+
+
+def same(one: Probe, other: Probe) -> bool:
+    ours, theirs = one.arrays(), other.arrays()
+    return ours.keys() == theirs.keys() and all(
+        ours[k].dtype == theirs[k].dtype and np.array_equal(ours[k], theirs[k]) for k in ours
+    )
+
+
+def test_the_defaults_are_within_their_own_limits() -> None:
+    assert StepConfig() == StepConfig(learning_rate=5e-6, loss_fn="cispo", max_grad_norm=0.1, weight_decay=0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [
+        ({}, (0.0, 5.0)),
+        ({"loss_fn": "ppo"}, (0.8, 1.2)),
+        ({"loss_fn": "ppo", "epsilon": 0.1}, (0.9, 1.1)),
+        ({"loss_fn": "ppo", "epsilon_high": 0.28}, (0.8, 1.28)),
+        ({"epsilon": 0.3, "epsilon_high": 2.0}, (0.7, 3.0)),
+    ],
+)
+def test_the_clip_range_of_each_loss(values: dict[str, Any], limits: tuple[float, float]) -> None:
+    assert StepConfig(**values).ratio_limits == pytest.approx(limits)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"loss_fn": "dpo"}, ["'dpo'", "'cispo' or 'ppo'"]),
+        ({"learning_rate": -1e-6}, ["learning_rate", "-1e-06", "0 to 1"]),
+        ({"learning_rate": float("nan")}, ["learning_rate", "nan"]),
+        ({"learning_rate": float("inf")}, ["learning_rate", "inf"]),
+        ({"epsilon": 1.5}, ["epsilon", "1.5", "0 to 1"]),
+        ({"epsilon_high": -0.1}, ["epsilon_high", "-0.1"]),
+        ({"max_grad_norm": 0.0}, ["max_grad_norm", "0.0"]),
+        ({"adam_beta1": 1.0}, ["adam_beta1", "1.0"]),
+        ({"microbatch_tokens": 0}, ["microbatch_tokens", "0", "1 to"]),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_range(values: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        StepConfig(**values)
+    assert [word for word in words if word not in str(raised.value)] == []
+
+
+def test_a_learning_rate_of_nothing_is_allowed() -> None:
+    assert StepConfig(learning_rate=0.0).learning_rate == 0.0
+
+
+@given(st.lists(st.integers(min_value=1, max_value=40), max_size=2), st.integers(0, 1000))
+def test_a_probe_survives_being_flattened(lengths: list[int], seed: int) -> None:
+    one = probe(*lengths, seed=seed)
+    assert same(one, Probe.from_arrays(one.arrays()))
+
+
+def test_a_probe_survives_the_disk_bit_for_bit(tmp_path: Path) -> None:
+    one = probe(12, 30)
+    one.write(tmp_path / "probe.safetensors")
+    read = Probe.read(tmp_path / "probe.safetensors")
+    assert same(one, read)
+    assert [f.name for f in dataclasses.fields(read)] == ["tokens", "scored", "before", "after"]
+
+
+def test_a_file_that_is_no_probe_is_refused_by_name(tmp_path: Path) -> None:
+    broken = tmp_path / "probe.safetensors"
+    probe(5).write(broken)
+    whole = broken.read_bytes()
+    for content in (b"", b"not safetensors", whole[: len(whole) // 2]):
+        broken.write_bytes(content)
+        with pytest.raises(CheckpointCorruptError, match=r"probe\.safetensors is no probe"):
+            Probe.read(broken)
+
+
+def test_a_probe_without_one_of_its_arrays_is_refused(tmp_path: Path) -> None:
+    arrays = probe(5, 6).arrays()
+    del arrays["after.1"]
+    save_file(arrays, tmp_path / "probe.safetensors")
+    with pytest.raises(CheckpointCorruptError, match=r"after\.1"):
+        Probe.read(tmp_path / "probe.safetensors")

@@ -1,0 +1,398 @@
+"""A trainer in another process: nothing is lost on the way, and its death, slowness or refusal is a typed error."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from art_core import message
+from art_core.batch import TrainBatch
+from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG
+from art_core.config import LoRAConfig, Timeouts
+from art_core.errors import (
+    ArtError,
+    NonFiniteLossError,
+    PluginNotFoundError,
+    TrainerError,
+    TrainerStartError,
+    TrainerUnavailableError,
+)
+from art_core.message import decode, encode, own_versions, skew
+from art_core.protocols.trainer import TrainerSpec
+from art_core.step import StepConfig
+from art_core.worker import TrainerWorker
+from tests.numpy_trainer import ASKING
+
+ROOT = Path(__file__).parents[2]
+FACTORY = "tests.numpy_trainer:NumpyTrainer"
+SPEC = TrainerSpec(
+    "tiny", LoRAConfig(rank=4, alpha=0.1, target_modules=("q_proj", "k_proj")), (0, 1), chat_template="é {{ x }}"
+)
+
+OWNER = """
+import asyncio, sys
+from pathlib import Path
+from art_core.config import Timeouts
+from art_core.worker import TrainerWorker
+from tests.art_core.test_worker import FACTORY, SPEC, make_batch
+from tests.numpy_trainer import ASKING
+from art_core.step import StepConfig
+
+async def main():
+    worker = TrainerWorker(FACTORY, {}, Path(sys.argv[1]), Timeouts())
+    info = await worker.start(SPEC, None)
+    print(info.versions["pid"], flush=True)
+    await worker.step(make_batch(), StepConfig(learning_rate=ASKING[sys.argv[2]]))
+asyncio.run(main())
+"""
+
+
+def make_batch(sequences: int = 3, tokens: int = 7) -> TrainBatch:
+    random = np.random.default_rng(0)
+    shape = (sequences, tokens)
+    mask = random.random(shape) > 0.5
+    mask[:, 0] = False
+    return TrainBatch(
+        tokens_BT=random.integers(0, 100, shape, np.int32),
+        loss_mask_BT=mask,
+        logprobs_BT=random.standard_normal(shape).astype(np.float32),
+        advantages_BT=random.standard_normal(shape).astype(np.float32),
+        policy_steps_BT=np.full(shape, -1, np.int32),
+        temperatures_BT=np.ones(shape, np.float32),
+        lengths_B=np.full(sequences, tokens, np.int32),
+        group_ids_B=np.zeros(sequences, np.int32),
+        trajectory_ids_B=np.arange(sequences, dtype=np.int32),
+    )
+
+
+def asking(word: str) -> StepConfig:
+    return StepConfig(learning_rate=ASKING[word])
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Callable[..., TrainerWorker]]:
+    made: list[TrainerWorker] = []
+
+    def build(timeouts: Timeouts | None = None, part: str = FACTORY, **options: Any) -> TrainerWorker:
+        made.append(TrainerWorker(part, options, tmp_path / "logs" / "trainer.log", timeouts or Timeouts()))
+        return made[-1]
+
+    yield build
+    for worker in made:
+        await worker.stop()
+
+
+@pytest.fixture
+async def worker(make: Callable[..., TrainerWorker]) -> TrainerWorker:
+    worker = make(path=Path("/a"))
+    await worker.start(SPEC, None)
+    return worker
+
+
+async def logged(log: Path, text: str) -> None:
+    async with asyncio.timeout(20):
+        while text not in log.read_text():
+            await asyncio.sleep(0.005)
+
+
+async def pid_of(worker: TrainerWorker) -> int:
+    return int((await worker.start(SPEC, None)).versions["pid"])
+
+
+def test_a_message_is_its_own_inverse() -> None:
+    arrays: dict[str, Any] = {
+        "i": np.arange(6, dtype=np.int32).reshape(2, 3).T,
+        "b": np.array([True, False]),
+        "f": np.array([np.nan, -0.0, np.inf, 1e-45], np.float32),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+    data, back = decode(encode({"x": [1 / 3, 5e-324, "é\0", None]}, arrays))
+    assert data == {"x": [1 / 3, 5e-324, "é\0", None]}
+    for name, array in arrays.items():
+        assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape)
+        assert back[name].tobytes() == array.tobytes()
+        assert back[name].flags.writeable
+    assert decode(encode({}, {})) == ({}, {})
+
+
+async def test_every_call_crosses_exactly(worker: TrainerWorker, tmp_path: Path) -> None:
+    info = await worker.start(SPEC, None)
+    assert info.versions["spec"] == repr(replace(SPEC, lora=replace(SPEC.lora, target_modules=["q_proj", "k_proj"])))
+    assert (info.model.identity.name, info.model.chat_template, info.model.dtype) == ("tiny", "é {{ x }}", "float32")
+    batch = make_batch()
+    result = await worker.step(batch, StepConfig(learning_rate=0.1))
+    assert result.updated
+    assert result.metrics["third"] == 1 / 3
+    assert result.metrics["sum"] == float(batch.tokens_BT.sum() + batch.lengths_B.sum())
+    assert result.metrics["numpy"] == float(np.float32(0.1))
+    for i in range(2):
+        np.testing.assert_array_equal(result.probe.tokens[i], batch.tokens_BT[i])
+        np.testing.assert_array_equal(result.probe.scored[i], batch.loss_mask_BT[i])
+        np.testing.assert_array_equal(result.probe.before[i], batch.logprobs_BT[i])
+        np.testing.assert_array_equal(result.probe.after[i], batch.logprobs_BT[i] * 2)
+        assert (result.probe.tokens[i].dtype, result.probe.scored[i].dtype) == (np.int32, np.bool_)
+    await worker.save(tmp_path)
+    assert load_file(tmp_path / ADAPTER)["weight"].tolist() == [np.float32(0.1)] * 4
+    assert (tmp_path / ADAPTER_CONFIG).read_text() == '{"path": "/a"}'
+    await worker.offload()
+    await worker.onload()
+    await worker.start(SPEC, tmp_path)
+    await worker.step(batch, StepConfig(learning_rate=0.1))
+    (tmp_path / "again").mkdir()
+    await worker.save(tmp_path / "again")
+    assert load_file(tmp_path / "again" / ADAPTER)["weight"].tolist() == [np.float32(0.1) + np.float32(0.1)] * 4
+
+
+async def test_the_socket_is_private_and_removed(worker: TrainerWorker) -> None:
+    connection = worker._connection
+    assert connection is not None
+    directory = connection._directory
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    await worker.stop()
+    assert not directory.exists()
+
+
+async def test_a_typed_error_is_rebuilt_with_its_traceback(worker: TrainerWorker) -> None:
+    with pytest.raises(NonFiniteLossError, match="loss is nan") as caught:
+        await worker.step(make_batch(), asking("raise"))
+    assert (caught.value.stage, caught.value.run, caught.value.step) == ("step", "r", 3)
+    assert 'numpy_trainer.py", line' in caught.value.__notes__[0]
+    with pytest.raises(TrainerError, match="ZeroDivisionError: by zero") as foreign:
+        await worker.step(make_batch(), asking("raise foreign"))
+    assert type(foreign.value) is TrainerError
+    assert (await worker.step(make_batch(), StepConfig())).metrics["steps"] == 1
+
+
+async def test_a_trainer_that_can_not_start_says_why(make: Callable[..., TrainerWorker]) -> None:
+    with pytest.raises(TrainerStartError, match="TypeError: no such kernel"):
+        await make(fail_start=True).start(SPEC, None)
+    with pytest.raises(PluginNotFoundError, match="nosuch"):
+        await make(part="nosuch").start(SPEC, None)
+    with pytest.raises(TrainerStartError, match="ModuleNotFoundError: No module named 'nowhere'"):
+        await make(part="nowhere:Trainer").start(SPEC, None)
+
+
+async def test_an_interpreter_that_is_missing_or_bare_is_named(tmp_path: Path) -> None:
+    missing = TrainerWorker(FACTORY, {}, tmp_path / "log", Timeouts(), python="/no/python")
+    with pytest.raises(TrainerStartError, match=r"/no/python can't be started: .*No such file"):
+        await missing.start(SPEC, None)
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    with pytest.raises(TrainerStartError, match=r"did not start: process .*No module named"):
+        await TrainerWorker(FACTORY, {}, tmp_path / "log", Timeouts(), python=str(bare)).start(SPEC, None)
+
+
+async def test_other_versions_are_refused_and_both_named(
+    make: Callable[..., TrainerWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(message, "CONTRACT_VERSION", 99)
+    worker = make()
+    with pytest.raises(TrainerStartError, match="contract is 99 here and 1 there; install the same"):
+        await worker.start(SPEC, None)
+    with pytest.raises(TrainerUnavailableError, match="not started"):
+        await worker.step(make_batch(), StepConfig())
+
+
+def test_which_versions_fit() -> None:
+    own = own_versions()
+    assert skew(own, own) is None
+    fits = {**own, "Python": own["Python"].rsplit(".", 1)[0] + ".999", "numpy": own["numpy"].split(".")[0] + ".999.9"}
+    assert skew(own, fits) is None
+    for name, other in {"art-core": "0.0.1", "contract": "0", "Python": "3.2.1", "numpy": "1.26.4"}.items():
+        assert skew(own, {**own, name: other}) == f"{name} is {own[name]} here and {other} there"
+        assert skew(own, {k: v for k, v in own.items() if k != name}) == f"{name} is {own[name]} here and none there"
+
+
+@pytest.mark.parametrize("word", ["wait", "block"])
+async def test_kill_9_mid_step_is_noticed_at_once(worker: TrainerWorker, tmp_path: Path, word: str) -> None:
+    pid = await pid_of(worker)
+    step = asyncio.create_task(worker.step(make_batch(), asking(word)))
+    await logged(tmp_path / "logs" / "trainer.log", "waiting")
+    os.kill(pid, signal.SIGKILL)
+    start = time.perf_counter()
+    with pytest.raises(
+        TrainerUnavailableError, match=r"was killed by SIGKILL; last lines of .*trainer.log:\n.*waiting"
+    ):
+        await step
+    assert time.perf_counter() - start < 2
+    with pytest.raises(TrainerUnavailableError, match="was killed by SIGKILL"):
+        await worker.step(make_batch(), StepConfig())
+    with pytest.raises(TrainerUnavailableError):
+        await worker.save(tmp_path)
+
+
+async def test_a_worker_that_exits_mid_step_shows_status_and_log(worker: TrainerWorker) -> None:
+    with pytest.raises(TrainerUnavailableError, match=r"(?s)is gone: process \d+ ended with exit status 3;.*farewell"):
+        await worker.step(make_batch(), asking("exit"))
+
+
+async def test_it_starts_again_after_death(worker: TrainerWorker, tmp_path: Path) -> None:
+    await worker.step(make_batch(), StepConfig(learning_rate=0.1))
+    await worker.save(tmp_path)
+    pid = await pid_of(worker)
+    os.kill(pid, signal.SIGKILL)
+    info = await worker.start(SPEC, tmp_path)
+    if int(info.versions["pid"]) == pid:  # it answered before the signal took effect
+        info = await worker.start(SPEC, tmp_path)
+    assert int(info.versions["pid"]) != pid
+    assert (await worker.step(make_batch(), StepConfig())).metrics["steps"] == 1
+
+
+async def test_a_cancelled_step_has_ended_when_it_raises(worker: TrainerWorker, tmp_path: Path) -> None:
+    pid = await pid_of(worker)
+    for count in (1, 2):
+        step = asyncio.create_task(worker.step(make_batch(), asking("wait")))
+        await logged(tmp_path / "logs" / "trainer.log", "waiting\n" * count)
+        start = time.perf_counter()
+        step.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await step
+        assert time.perf_counter() - start >= 0.2, "the trainer takes that long to end its microbatch"
+        result = await worker.step(make_batch(), StepConfig())
+        assert (result.metrics["steps"], result.metrics["cancelled"]) == (count, count)
+    assert await pid_of(worker) == pid
+
+
+async def test_a_call_cancelled_before_it_was_sent_is_never_made(worker: TrainerWorker) -> None:
+    """Cancelled at each of the first event-loop turns, so before, while and after the request is sent."""
+    for turns in range(40):
+        step = asyncio.create_task(worker.step(make_batch(64, 4096), asking("wait")))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        step.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await step
+    async with asyncio.timeout(10):
+        assert (await worker.step(make_batch(), StepConfig())).metrics["steps"] == 1
+
+
+async def test_a_call_that_does_not_end_when_cancelled_is_killed(
+    make: Callable[..., TrainerWorker], tmp_path: Path
+) -> None:
+    worker = make(Timeouts(trainer_cancel_s=0.2))
+    pid = await pid_of(worker)
+    step = asyncio.create_task(worker.step(make_batch(), asking("block")))
+    await logged(tmp_path / "logs" / "trainer.log", "waiting")
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert not psutil.pid_exists(pid)
+    with pytest.raises(TrainerUnavailableError):
+        await worker.step(make_batch(), StepConfig())
+    assert await pid_of(worker) != pid
+
+
+async def test_cancelling_twice_kills(worker: TrainerWorker, tmp_path: Path) -> None:
+    pid = await pid_of(worker)
+    step = asyncio.create_task(worker.step(make_batch(), asking("block")))
+    await logged(tmp_path / "logs" / "trainer.log", "waiting")
+    step.cancel()
+    await asyncio.sleep(0)
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize("word", ["wait", "block"])
+async def test_a_call_that_takes_too_long_is_killed(make: Callable[..., TrainerWorker], word: str) -> None:
+    worker = make(Timeouts(step_s=0.3))
+    pid = await pid_of(worker)
+    with pytest.raises(TrainerUnavailableError, match=r"step took longer than 0.3 s, so its process was killed"):
+        await worker.step(make_batch(), asking(word))
+    assert not psutil.pid_exists(pid)
+    assert await pid_of(worker) != pid
+
+
+async def test_a_start_that_takes_too_long_leaves_nothing(tmp_path: Path) -> None:
+    worker = TrainerWorker(FACTORY, {}, tmp_path / "log", Timeouts(trainer_start_s=0.02))
+    before = {child.pid for child in psutil.Process().children()}
+    with pytest.raises(TrainerStartError, match=r"was not ready within 0.02 s"):
+        await worker.start(SPEC, None)
+    assert {child.pid for child in psutil.Process().children()} <= before
+
+
+async def test_stop_is_polite_idempotent_and_quiet_about_the_dead(
+    make: Callable[..., TrainerWorker], tmp_path: Path
+) -> None:
+    worker = make()
+    await worker.stop()
+    pid = await pid_of(worker)
+    await worker.stop()
+    await worker.stop()
+    assert not psutil.pid_exists(pid)
+    assert (tmp_path / "logs" / "trainer.log").read_text().count("stopped") == 1
+    pid = await pid_of(worker)
+    os.kill(pid, signal.SIGKILL)
+    await worker.stop()
+
+
+async def test_stop_ends_a_step_under_way(worker: TrainerWorker, tmp_path: Path) -> None:
+    step = asyncio.create_task(worker.step(make_batch(), asking("wait")))
+    await logged(tmp_path / "logs" / "trainer.log", "waiting")
+    await worker.stop()
+    with pytest.raises(ArtError):
+        await step
+    assert "stopped" in (tmp_path / "logs" / "trainer.log").read_text()
+
+
+@pytest.mark.parametrize("word", ["wait", "block"])
+async def test_an_owner_killed_with_9_leaves_no_process(tmp_path: Path, word: str) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, tmp_path / "log", word], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert owner.stdout is not None
+    child = psutil.Process(int(owner.stdout.readline()))
+    await logged(tmp_path / "log", "waiting")
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    assert (await asyncio.to_thread(psutil.wait_procs, [child], 5))[1] == []
+
+
+def test_it_works_from_one_event_loop_after_another(tmp_path: Path) -> None:
+    worker = TrainerWorker(FACTORY, {}, tmp_path / "log", Timeouts())
+    asyncio.run(worker.start(SPEC, None))
+    for count in (1, 2):
+        assert asyncio.run(worker.step(make_batch(), StepConfig())).metrics["steps"] == count
+    asyncio.run(worker.stop())
+
+
+async def test_overhead_of_a_step_with_a_megabyte_batch(worker: TrainerWorker) -> None:
+    """Bound: 0.5 s on a busy machine; the aim is 20 ms on an idle one."""
+    batch = make_batch(64, 780)
+    size = sum(array.nbytes for array in batch.arrays().values())
+    assert 1_000_000 < size < 1_100_000
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        await worker.step(batch, StepConfig())
+        seconds.append(time.perf_counter() - start)
+    print(f"step of {size} bytes: median {np.median(seconds) * 1e3:.1f} ms, worst {max(seconds) * 1e3:.1f} ms")
+    assert np.median(seconds) < 0.5
+
+
+def test_the_socket_path_fits(tmp_path: Path) -> None:
+    """A Unix socket's path has at most 107 bytes; the usual temporary directory leaves room."""
+    assert len(f"{tempfile.gettempdir()}/art-12345678/socket") < 107
