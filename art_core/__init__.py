@@ -1,1 +1,1 @@
-"""ART's core: contracts, data, pure steps, composition. Imports no torch, no engine and no plugin, ever."""
+"""ART's core: contracts, data, pure steps, composition. Imports no tensor library, no engine and no plugin, ever."""

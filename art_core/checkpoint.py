@@ -241,7 +241,7 @@ def _regular(path: Path) -> Iterator[tuple[FileIO, int]]:
     """Open a regular file for reading, never through a link and never waiting on a pipe; with its size."""
     with disk.disk_errors("read a checkpoint"):
         try:
-            with disk.opened(path, os.O_RDONLY | os.O_NONBLOCK) as fd:
+            with disk.opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise _corrupt(path, "is not a regular file")

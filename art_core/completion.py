@@ -78,10 +78,11 @@ def _warn_truncated(key: str) -> None:
 
 def choice_count(payload: dict[str, Any]) -> int:
     """How many choices a request asks for: `n`, times its prompts."""
-    n = payload.get("n") or 1
-    prompt = payload.get("prompt")
-    several = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
-    return int(n) * (len(prompt) if several else 1)
+    prompts = 1
+    match payload.get("prompt"):
+        case [first, *rest] if not isinstance(first, int):
+            prompts += len(rest)
+    return int(payload.get("n") or 1) * prompts
 
 
 def mark(answer: dict[str, Any], served: Served) -> None:

@@ -43,10 +43,10 @@ def opened(path: Path, flags: int) -> Iterator[int]:
     """Open a file descriptor for the block; an error inside that names no file gets this one's name.
 
     Args:
-        path: The file; a link is refused.
-        flags: ``os.O_*``.
+        path: The file.
+        flags: ``os.O_*``; with ``os.O_NOFOLLOW`` a link is refused.
     """
-    fd = os.open(path, flags | os.O_NOFOLLOW, 0o644)
+    fd = os.open(path, flags, 0o644)
     try:
         yield fd
     except OSError as error:
@@ -58,7 +58,7 @@ def opened(path: Path, flags: int) -> Iterator[int]:
 
 def write(path: Path, data: bytes) -> None:
     """Write a file; `sync` makes it durable."""
-    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW) as fd:
         write_all(fd, data)
 
 

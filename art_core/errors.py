@@ -220,7 +220,7 @@ def nearest(seen: str, allowed: Iterable[str]) -> str:
         allowed: The names that would have been right.
 
     Returns:
-        For example ``"did you mean 'torch'? known: file, reload, torch"``.
+        For example ``"did you mean 'file'? known: file, reload"``.
     """
     names = sorted(allowed)
     close = difflib.get_close_matches(seen, names, n=1, cutoff=0.5)

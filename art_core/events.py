@@ -47,6 +47,6 @@ class Observers:
         for implementation in reversed(hook.get_hookimpls()):
             try:
                 implementation.function(*(arguments[key] for key in implementation.argnames))
-            except Exception:
+            except Exception:  # noqa: BLE001 - an observer is foreign code
                 self.errors += 1
                 _log.exception("observer %s of plugin %r failed", name, implementation.plugin_name)

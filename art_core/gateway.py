@@ -90,8 +90,10 @@ class Gateway:
         return self.base_url
 
     def close(self) -> None:
-        """Stop serving; requests under way are cancelled after a second. Idempotent."""
+        """Stop serving; requests under way are cancelled and answered with 503. Idempotent."""
         if self._server is not None:
+            for path in self._completions:
+                self._server.call(path.abort)
             self._server.close()
             self._server = None
 
@@ -112,12 +114,13 @@ class Gateway:
                 yield
 
         views = _Views(self._route, engine, self._timeouts.connect_s)
+        self._completions = [Completions(self._route, engine, chat=chat) for chat in (True, False)]
         return Starlette(
             routes=[
                 Path("/health", views.health),
                 Path("/v1/models", views.models),
-                Path("/v1/chat/completions", Completions(self._route, engine, chat=True), methods=["POST"]),
-                Path("/v1/completions", Completions(self._route, engine, chat=False), methods=["POST"]),
+                Path("/v1/chat/completions", self._completions[0], methods=["POST"]),
+                Path("/v1/completions", self._completions[1], methods=["POST"]),
             ],
             middleware=[Middleware(_Keyed, key=self.api_key)],
             exception_handlers={HTTPException: _no_such_path},

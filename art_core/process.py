@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -244,8 +245,11 @@ os.register_at_fork(after_in_child=_close_private_fds)
 _ready_fds: list[int] = []
 
 
-def attach_owner() -> None:
+def attach_owner(litter: Path | None = None) -> None:
     """Child side: from now on die, with the whole process group, when the owner ends. Call it first in ``main``.
+
+    Args:
+        litter: A directory of the owner's to remove then, because the owner no longer can.
 
     Raises:
         ConfigError: This process was not started by `Child.launch`.
@@ -254,7 +258,7 @@ def attach_owner() -> None:
     for fd in (lifeline_fd, ready_fd):
         os.set_inheritable(fd, False)
     _ready_fds.append(ready_fd)
-    threading.Thread(target=_die_with_owner, args=(lifeline_fd,), daemon=True, name="art-lifeline").start()
+    threading.Thread(target=_die_with_owner, args=(lifeline_fd, litter), daemon=True, name="art-lifeline").start()
 
 
 def announce(data: Mapping[str, Any]) -> None:
@@ -267,6 +271,10 @@ def announce(data: Mapping[str, Any]) -> None:
         pipe.write(json.dumps(data).encode() + b"\n")
 
 
-def _die_with_owner(lifeline_fd: int) -> None:
+def _die_with_owner(lifeline_fd: int, litter: Path | None) -> None:
     os.read(lifeline_fd, 1)
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    try:
+        if litter is not None:
+            shutil.rmtree(litter)
+    finally:
+        os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,12 @@ class Completions:
         self._route = route
         self._engine = engine
         self._chat = chat
+        self._running: set[asyncio.Task[None]] = set()
+
+    def abort(self) -> None:
+        """Cancel every request under way. Called on the gateway's event loop."""
+        for task in self._running:
+            task.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -67,7 +74,21 @@ class Completions:
             return
         with lease:
             path, call = scope["path"], self._call(payload, lease)
-            await _while_connected(receive, self._answer(path, call, send))
+            await self._while_connected(receive, self._answer(path, call, send))
+
+    async def _while_connected(self, receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+        """Run the work, and cancel it when the client goes away or the gateway closes."""
+        task, gone = asyncio.create_task(work), asyncio.create_task(_disconnect(receive))
+        self._running.add(task)
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            task.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
+            self._running.discard(task)
+        if not task.cancelled():
+            task.result()
 
     def _call(self, payload: dict[str, Any], lease: Lease) -> _Call:
         request = with_defaults(payload, chat=self._chat)
@@ -80,22 +101,24 @@ class Completions:
         )
         try:
             answer = await self._engine.send(request, stream=True)
-        except httpx.TransportError as error:
+        except _ENDS as error:
             await _send(send, engine_down(error))
             return
-        try:
+        async with aclosing(answer):
             if answer.status_code == 200 and call.request.get("stream"):
                 await _relay(answer, StreamMarker(call.served, choice_count(call.request)), send)
             else:
                 await _send(send, await _whole(answer, call.served))
-        finally:
-            await answer.aclose()
+
+
+# cancelled: the client has gone, and is told nothing; or the gateway closes, and the client is told so
+_ENDS = (httpx.TransportError, asyncio.CancelledError)
 
 
 async def _whole(answer: httpx.Response, served: Served) -> Response:
     try:
         body = await answer.aread()
-    except httpx.TransportError as error:
+    except _ENDS as error:
         return engine_down(error)
     if answer.status_code == 200:
         completion = json.loads(body)
@@ -115,12 +138,8 @@ async def _relay(answer: httpx.Response, marker: StreamMarker, send: Send) -> No
             if marked := marker.feed(data):
                 await send(_chunk(marked))
         last = marker.end()
-    except httpx.TransportError as error:
-        _log.warning("the engine's stream broke off: %r", error)
-        last = b"data: " + dump(
-            _error(f"the engine's stream broke off: {error!r}", "server_error", "engine_unavailable")
-        )
-        last += b"\n\n"
+    except _ENDS as error:
+        last = b"data: " + bytes(engine_down(error).body) + b"\n\n"
     await send(_chunk(last, more=False))
 
 
@@ -133,33 +152,22 @@ async def _send(send: Send, response: Response) -> None:
     await send(_chunk(bytes(response.body), more=False))
 
 
-async def _while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Run the work, and cancel it when the client goes away (or the server stops)."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-        task.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-    if not task.cancelled():
-        task.result()
-
-
 async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def engine_down(error: httpx.TransportError) -> Response:
-    """503, at once: the engine's socket is closed or silent.
+def engine_down(error: BaseException) -> Response:
+    """503, at once: the engine's socket is closed or silent, or the gateway is closing.
 
     Args:
-        error: What came of speaking to it.
+        error: What came of speaking to the engine.
     """
-    _log.warning("the engine does not answer: %r", error)
-    message = f"the engine does not answer ({error!r}); try again"
+    if isinstance(error, asyncio.CancelledError):
+        message = "the gateway is closing; the answer is not whole"
+    else:
+        message = f"the engine does not answer ({error!r}); try again"
+        _log.warning("the engine does not answer: %r", error)
     body = _error(message, "server_error", "engine_unavailable")
     return JSONResponse(body, status_code=503, headers={"retry-after": "1"})
 

@@ -181,7 +181,7 @@ class RunDirectory:
         path = self.path / "history.jsonl"
         with (
             disk.disk_errors("write a run's history"),
-            disk.opened(path, os.O_RDWR | os.O_CREAT) as fd,
+            disk.opened(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as fd,
         ):
             end = os.lseek(fd, 0, os.SEEK_END)
             if end and os.pread(fd, 1, end - 1) != b"\n":

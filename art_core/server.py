@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import threading
+from collections.abc import Callable
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -29,6 +30,7 @@ class _Server(uvicorn.Server):
         self.settled = threading.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
         await super().startup(sockets=sockets)
         self.settled.set()
 
@@ -58,7 +60,10 @@ class ServerThread:
             timeout_graceful_shutdown=_GRACE_S,
         )
         self._server = _Server(config)
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        # the protocol is named, or asyncio does not set TCP_NODELAY and every small answer waits 40 ms for an ACK
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.listen(2048)
         self.port: int = self._socket.getsockname()[1]
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -76,6 +81,14 @@ class ServerThread:
         if not self._server.started:
             self.close()
             raise RunError(f"{self._thread.name} did not start within {timeout_s:g} s; see the log of 'uvicorn.error'")
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run a function on the server's event loop, soon.
+
+        Args:
+            function: Must not block.
+        """
+        self._server.loop.call_soon_threadsafe(function)
 
     def close(self) -> None:
         """Stop: no new connection, requests under way are cancelled after a second; idempotent."""

@@ -95,8 +95,12 @@ class Probe:
     """Per sequence, T logprobs under this step's weights; 0 where not scored."""
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """The probe as flat named arrays, ``<field>.<sequence>``."""
-        return {f"{f.name}.{i}": a for f in fields(self) for i, a in enumerate(getattr(self, f.name))}
+        """The probe as flat named arrays, ``<field>.<sequence>``, each contiguous.
+
+        safetensors writes an array's memory as it lies, so that of a view would be scrambled without a word.
+        """
+        columns = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return {f"{name}.{i}": np.ascontiguousarray(a) for name, column in columns for i, a in enumerate(column)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:

@@ -10,15 +10,22 @@ from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Itera
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Annotated, Any, Protocol, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self, TypeAlias, cast, overload
 
 from openai.types.chat.chat_completion import Choice
 from pydantic import BaseModel, BeforeValidator, Field, SkipValidation
 
 from art_core.errors import TrajectoryError
 
-Message: TypeAlias = dict[str, Any]
-"""A chat message as the OpenAI API spells it: ``role``, ``content``, ``tool_calls`` and so on."""
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
+
+    Message: TypeAlias = ChatCompletionMessageParam
+    """A chat message as the OpenAI API spells it: ``role``, ``content``, ``tool_calls`` and so on."""
+    Tool: TypeAlias = ChatCompletionToolUnionParam
+else:
+    # Checked against openai's types, pydantic would drop the keys that other providers add.
+    Message = Tool = dict[str, Any]
 Messages: TypeAlias = list[Message]
 MetadataValue: TypeAlias = str | int | float | bool | None
 
@@ -35,7 +42,7 @@ def as_item(item: object) -> Message | Choice:
     if isinstance(item, Choice):
         return item
     if isinstance(item, Mapping):
-        return Choice.model_validate(item) if "message" in item else dict(item)
+        return Choice.model_validate(item) if "message" in item else cast(Message, dict(item))
     raise TrajectoryError(
         f"messages_and_choices holds a {type(item).__name__}; allowed: a message dict, or the Choice itself "
         f"(append `completion.choices[0]`, not its message)"
@@ -44,7 +51,7 @@ def as_item(item: object) -> Message | Choice:
 
 MessageOrChoice: TypeAlias = Annotated[SkipValidation[Message | Choice], BeforeValidator(as_item)]
 MessagesAndChoices: TypeAlias = list[MessageOrChoice]
-Tools: TypeAlias = list[dict[str, Any]]
+Tools: TypeAlias = list[Tool]
 
 
 class _Record(BaseModel):
@@ -116,7 +123,7 @@ class Trajectory(History):
             "reward": self.reward,
             "metrics": self.metrics,
             "metadata": self.metadata,
-            "messages": [{**_message(item), "trainable": isinstance(item, Choice)} for item in items],
+            "messages": [dict(_message(item)) | {"trainable": isinstance(item, Choice)} for item in items],
             "tools": self.tools,
             "logs": self.logs,
         }
@@ -275,5 +282,5 @@ async def _outcome(rollout: Any, tally: Tally) -> Trajectory | BaseException:
 def _message(item: Message | Choice) -> Message:
     if isinstance(item, Choice):
         # Templates read `content` even where the model only called a tool.
-        return {**item.message.model_dump(exclude_none=True), "content": item.message.content or ""}
+        return cast(Message, {**item.message.model_dump(exclude_none=True), "content": item.message.content or ""})
     return item

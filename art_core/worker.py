@@ -1,7 +1,7 @@
 """A trainer in a process of its own, behind the trainer's contract.
 
-So torch never holds the client's interpreter, and the trainer may live in another one with other pins. The child is
-`art_core.worker_server`, the wire format is `art_core.message`'s, and the child can't outlive this process
+So no training library holds the client's interpreter, and the trainer may live in another one with other pins. The
+child is `art_core.worker_server`, the wire format is `art_core.message`'s, and the child can't outlive this process
 (`art_core.process`). A worker that has died, or was killed because a call took too long, makes that call and all
 later ones `TrainerUnavailableError`, until `start` launches it again.
 """
@@ -34,6 +34,8 @@ from art_core.step import Probe, StepConfig, StepResult
 _SPEC, _INFO, _CONFIG = TypeAdapter(TrainerSpec), TypeAdapter(TrainerInfo), TypeAdapter(StepConfig)
 
 _SOCKET = "socket"
+_WITHOUT_STATE = ("start", "stop")
+"""Calls that leave nothing worth keeping when they are cancelled: the process is killed, not waited for."""
 
 _log = logging.getLogger("art.worker")
 
@@ -171,7 +173,7 @@ class _Connection:
         except httpx.HTTPError as error:
             raise self._dead(await self._ended()) from error
         except asyncio.CancelledError:
-            await self._cancel(call)
+            await self._cancel(method, call)
             raise
         finally:
             for task in (request, end):
@@ -197,8 +199,11 @@ class _Connection:
         await self.child.stop(0)
         shutil.rmtree(self._directory)
 
-    async def _cancel(self, call: str) -> None:
+    async def _cancel(self, method: str, call: str) -> None:
         """Cancel a call and wait until it has ended in the process; kill the process where it does not end."""
+        if method in _WITHOUT_STATE:
+            await self.child.stop(0)
+            return
         try:
             async with asyncio.timeout(self._timeouts.trainer_cancel_s):
                 await self._post("cancel", {"call": call}, {})

@@ -137,7 +137,7 @@ def _factory(trainer: str) -> Callable[[Mapping[str, Any]], Trainer]:
     return create
 
 
-async def _serve(trainer: str, socket_path: str) -> None:
+async def _serve(trainer: str, socket_path: Path) -> None:
     host = TrainerHost(_factory(trainer))
 
     async def handle(request: Request) -> Response:
@@ -146,7 +146,7 @@ async def _serve(trainer: str, socket_path: str) -> None:
 
     app = Starlette(routes=[Route("/{method}", handle, methods=["POST"])])
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(socket_path)
+        listener.bind(str(socket_path))
         listener.listen()
         # From here on a connection waits for the server, however long that takes to come up.
         announce({"versions": own_versions()})
@@ -156,12 +156,12 @@ async def _serve(trainer: str, socket_path: str) -> None:
 
 def main() -> None:
     """Serve until the owner stops or ends."""
-    attach_owner()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     parser = argparse.ArgumentParser(prog="art_core.worker_server", description=__doc__)
     parser.add_argument("trainer", help="name of an installed trainer, or module:callable")
-    parser.add_argument("socket", help="path of the Unix socket to serve on, in a private directory")
+    parser.add_argument("socket", type=Path, help="path of the Unix socket to serve on, in a private directory")
     arguments = parser.parse_args()
+    attach_owner(litter=arguments.socket.parent)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     asyncio.run(_serve(arguments.trainer, arguments.socket))
 
 

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from art_core.base_model import BaseIdentity, ModelInfo
 from art_core.batch import TrainBatch
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER
+from art_core.config import LoRAConfig
 from art_core.errors import NonFiniteLossError, TrainerError
 from art_core.protocols.trainer import TrainerInfo, TrainerSpec
 from art_core.step import Probe, StepConfig, StepResult
@@ -32,15 +33,16 @@ class NumpyTrainer:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = dict(options)
         self.weight = np.zeros(4, np.float32)
-        self.steps = 0
-        self.cancelled = 0
-        self.spec: TrainerSpec | None = None
+        self.steps, self.cancelled = 0, 0
 
     async def start(self, spec: TrainerSpec, resume_from: Path | None) -> TrainerInfo:
         """Take the spec, or fail as the options ask."""
         if self.options.get("fail_start"):
             raise TypeError("no such kernel")
-        self.spec = spec
+        if self.options.get("slow_start"):
+            print("loading", flush=True)
+            signal.pause()
+        self.steps, self.cancelled = 0, 0
         self.weight = load_file(resume_from / ADAPTER)["weight"] if resume_from else np.zeros(4, np.float32)
         identity = BaseIdentity(name=spec.base_model, digest="d" * 64)
         model = ModelInfo(identity, 100, 512, chat_template=spec.chat_template, dtype="float32")
@@ -52,9 +54,6 @@ class NumpyTrainer:
             case "wait":
                 print("waiting", flush=True)
                 await self._wait()
-            case "hold":
-                print("waiting", flush=True)
-                await asyncio.shield(asyncio.sleep(3600))
             case "block":
                 print("waiting", flush=True)
                 signal.pause()
@@ -71,7 +70,7 @@ class NumpyTrainer:
         scored = tuple(batch.loss_mask_BT[i, : batch.lengths_B[i]] for i in range(2))
         logprobs = tuple(batch.logprobs_BT[i, : batch.lengths_B[i]] for i in range(2))
         metrics = {"third": 1 / 3, "sum": float(sum(int(a.sum()) for a in (batch.tokens_BT, batch.lengths_B)))}
-        metrics |= {"steps": self.steps, "cancelled": self.cancelled, "numpy": np.float32(0.1)}  # type: ignore[dict-item]
+        metrics |= {"steps": self.steps, "cancelled": self.cancelled, "numpy": np.float32(0.1)}
         return StepResult(metrics, Probe(tokens, scored, logprobs, tuple(a * 2 for a in logprobs)), updated=True)
 
     async def _wait(self) -> None:
@@ -102,6 +101,32 @@ class NumpyTrainer:
         print("stopped", flush=True)
 
 
-MISCHIEF = {0.5: "wait", 0.25: "block", 0.125: "raise", 0.0625: "raise foreign", 0.03125: "exit", 0.015625: "hold"}
+MISCHIEF = {0.5: "wait", 0.25: "block", 0.125: "raise", 0.0625: "raise foreign", 0.03125: "exit"}
 """Learning rates (exact in binary) that ask for something else than a step."""
 ASKING = {word: rate for rate, word in MISCHIEF.items()}
+
+FACTORY = "tests.numpy_trainer:NumpyTrainer"
+"""How a worker is told to host it."""
+SPEC = TrainerSpec(
+    "tiny", LoRAConfig(rank=4, alpha=0.1, target_modules=("q_proj", "k_proj")), (0, 1), chat_template="é {{ x }}"
+)
+"""A spec with every field set."""
+
+
+def make_batch(sequences: int = 3, tokens: int = 7) -> TrainBatch:
+    """A random valid batch; the same one each time."""
+    random = np.random.default_rng(0)
+    shape = (sequences, tokens)
+    mask = random.random(shape) > 0.5
+    mask[:, 0] = False
+    return TrainBatch(
+        tokens_BT=random.integers(0, 100, shape, np.int32),
+        loss_mask_BT=mask,
+        logprobs_BT=random.standard_normal(shape).astype(np.float32),
+        advantages_BT=random.standard_normal(shape).astype(np.float32),
+        policy_steps_BT=np.full(shape, -1, np.int32),
+        temperatures_BT=np.ones(shape, np.float32),
+        lengths_B=np.full(sequences, tokens, np.int32),
+        group_ids_B=np.zeros(sequences, np.int32),
+        trajectory_ids_B=np.arange(sequences, dtype=np.int32),
+    )

@@ -161,24 +161,29 @@ def _sync_files(checkpoint: Checkpoint) -> None:
 
 
 def _list(run: RunDirectory) -> list[StoredCheckpoint]:
-    found = []
     with disk.disk_errors(f"list {run.checkpoints}"):
         if not run.checkpoints.is_dir():
             return []
-        names = [name for name in os.listdir(run.checkpoints) if not name.startswith(".")]  # noqa: PTH208 - faster
-    for name in names:
-        directory = run.checkpoints / name
+        with os.scandir(run.checkpoints) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+    found = []
+    for entry in shown:
         try:
-            manifest = read_manifest(directory)
-            check_layout(directory, manifest)
+            found.append(_read(run, Path(entry.path), is_directory=entry.is_dir(follow_symlinks=False)))
         except CheckpointCorruptError as error:
-            _log.warning("%s is left out: %s", directory, error)
-            continue
-        if directory != run.step_directory(manifest.step):
-            _log.warning("%s is left out: its manifest is of step %d", directory, manifest.step)
-            continue
-        found.append(StoredCheckpoint(directory, manifest))
+            _log.warning("%s is left out: %s", entry.path, error)
     return sorted(found, key=lambda stored: stored.step)
+
+
+def _read(run: RunDirectory, directory: Path, *, is_directory: bool) -> StoredCheckpoint:
+    """What stands at a place, if it is whole and that step's place; never through a link."""
+    if not is_directory:
+        raise CheckpointCorruptError("it is a file or a link, not a directory")
+    manifest = read_manifest(directory)
+    if directory != run.step_directory(manifest.step):
+        raise CheckpointCorruptError(f"its manifest is of step {manifest.step}")
+    check_layout(directory, manifest)
+    return StoredCheckpoint(directory, manifest)
 
 
 def _fetch(stored: StoredCheckpoint, directory: Path) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,15 +24,15 @@ SECTIONS = frozenset({"train", "val", "test"} | _LEARNING | _RUNNING)
 """First parts of a metric's name that stay as they are; any other name is put under the split."""
 
 FORMAT_VERSION = 1
+_APPENDING = threading.Lock()
+"""History has one writer at a time; two logs may be under way at once, each in a thread."""
 
 
-def as_groups(
-    trajectories: Iterable[Trajectory | BaseException] | Iterable[TrajectoryGroup],
-) -> list[TrajectoryGroup]:
+def as_groups(trajectories: Iterable[Trajectory | BaseException | TrajectoryGroup]) -> list[TrajectoryGroup]:
     """Groups as they are, loose trajectories and exceptions as one group."""
     if isinstance(trajectories, TrajectoryGroup):
         return [trajectories]
-    items: list[Any] = list(trajectories)
+    items = list(trajectories)
     groups = [item for item in items if isinstance(item, TrajectoryGroup)]
     loose = [item for item in items if not isinstance(item, TrajectoryGroup)]
     return [*groups, TrajectoryGroup(loose)] if loose else groups
@@ -93,15 +94,9 @@ def write_log(
         disk.make_directory(directory)
         if groups:
             write_parquet(groups, directory / f"{step:04d}.parquet")
-    run.append_history(
-        {
-            **summary(groups, split),
-            **sectioned(metrics, split),
-            "training_step": step,
-            "step": step,
-            "recorded_at": datetime.now(UTC).isoformat(),
-        }
-    )
+    line = {**summary(groups, split), **sectioned(metrics, split), "training_step": step, "step": step}
+    with _APPENDING:
+        run.append_history({**line, "recorded_at": datetime.now(UTC).isoformat()})
 
 
 def write_parquet(groups: Sequence[TrajectoryGroup], path: Path) -> None:
@@ -179,7 +174,7 @@ def _rows(groups: Sequence[TrajectoryGroup]) -> Iterator[dict[str, Any]]:
 
 def _messages(history: History) -> list[dict[str, Any]]:
     rows = []
-    for item, message in zip(history.messages_and_choices, history.messages(), strict=True):
+    for item, message in zip(history.messages_and_choices, map(dict, history.messages()), strict=True):
         content, calls = message.get("content"), message.get("tool_calls")
         rows.append(
             {

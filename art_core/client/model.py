@@ -145,7 +145,7 @@ class Model(BaseModel, Generic[ConfigT]):
 
     async def log(
         self,
-        trajectories: Iterable[Trajectory | BaseException] | Iterable[TrajectoryGroup] | None = None,
+        trajectories: Iterable[Trajectory | BaseException | TrajectoryGroup] | None = None,
         split: str = "val",
         *,
         metrics: Mapping[str, float] | None = None,

@@ -7,7 +7,7 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from art_core.advantage import advantages, group_advantages
@@ -25,6 +25,7 @@ def test_a_known_group() -> None:
     assert group_advantages([1.0, 0.0, 0.0, 0.0], scale=False) == pytest.approx([0.75, -0.25, -0.25, -0.25])
 
 
+@settings(deadline=None)  # a shared machine may pause
 @given(rewards)
 def test_against_the_standard_library(values: list[float]) -> None:
     mean, deviation = statistics.fmean(values), statistics.pstdev(values)
@@ -33,6 +34,7 @@ def test_against_the_standard_library(values: list[float]) -> None:
     assert group_advantages(values, scale=False) == pytest.approx([r - mean for r in values], abs=1e-9)
 
 
+@settings(deadline=None)  # a shared machine may pause
 @given(rewards, st.booleans())
 def test_they_sum_to_nothing_and_keep_the_order(values: list[float], scale: bool) -> None:
     got = group_advantages(values, scale=scale)
@@ -41,6 +43,7 @@ def test_they_sum_to_nothing_and_keep_the_order(values: list[float], scale: bool
     assert (np.diff(got[order]) >= 0).all()
 
 
+@settings(deadline=None)  # a shared machine may pause
 @given(st.floats(-1e30, 1e30), st.integers(1, 20), st.booleans())
 def test_equal_rewards_are_exactly_nothing(reward: float, count: int, scale: bool) -> None:
     assert not group_advantages([reward] * count, scale=scale).any()

@@ -52,8 +52,8 @@ class Front:
         assert await asyncio.to_thread(self.engine.arrived.acquire, timeout=10)
 
 
-@pytest.fixture
-async def front() -> AsyncIterator[Front]:
+@asynccontextmanager
+async def opened() -> AsyncIterator[Front]:
     engine = FakeEngine({"agent@3", "agent@4"})
     route = RouteTable("agent", BASE)
     gateway = Gateway(route, engine.endpoint)
@@ -63,8 +63,27 @@ async def front() -> AsyncIterator[Front]:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     async with httpx.AsyncClient(base_url=gateway.base_url, headers=headers, timeout=20) as client:
         yield Front(engine, route, gateway, client)
-    gateway.close()
-    engine.close()
+    await asyncio.gather(asyncio.to_thread(gateway.close), asyncio.to_thread(engine.close))
+
+
+@pytest.fixture
+async def front() -> AsyncIterator[Front]:
+    """A fresh one, for tests that change what is served."""
+    async with opened() as fresh:
+        yield fresh
+
+
+@pytest.fixture(scope="module")
+async def opened_once() -> AsyncIterator[Front]:
+    async with opened() as each:
+        yield each
+
+
+@pytest.fixture
+def shared(opened_once: Front) -> Front:
+    """One for all tests that only ask."""
+    opened_once.engine.requests.clear()
+    return opened_once
 
 
 def events(body: str) -> list[dict[str, object]]:
@@ -75,11 +94,11 @@ def events(body: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize(("asked", "served", "step"), [("agent", "agent@4", 4), ("agent@3", "agent@3", 3)])
 @pytest.mark.parametrize(("path", "body"), [(CHAT, chat), (TEXT, text)])
 async def test_a_completion_says_which_step_and_temperature_sampled_it(
-    front: Front, asked: str, served: str, step: int, path: str, body: Any
+    shared: Front, asked: str, served: str, step: int, path: str, body: Any
 ) -> None:
-    answer = (await front.client.post(path, json=body(asked, n=2, temperature=0.7))).json()
+    answer = (await shared.client.post(path, json=body(asked, n=2, temperature=0.7))).json()
     assert answer["model"] == served
-    assert front.engine.requests[0]["model"] == served
+    assert shared.engine.requests[0]["model"] == served
     assert len(answer["choices"]) == 2
     for choice in answer["choices"]:
         assert choice["policy_step"] == step
@@ -88,8 +107,8 @@ async def test_a_completion_says_which_step_and_temperature_sampled_it(
         assert choice["token_ids"] == [5, 6]
 
 
-async def test_the_base_model_answers_under_its_own_name_and_claims_no_step(front: Front) -> None:
-    answer = (await front.client.post(CHAT, json=chat(BASE))).json()
+async def test_the_base_model_answers_under_its_own_name_and_claims_no_step(shared: Front) -> None:
+    answer = (await shared.client.post(CHAT, json=chat(BASE))).json()
     assert answer["model"] == BASE
     assert "policy_step" not in answer["choices"][0]
     assert answer["choices"][0]["temperature"] == 1.0
@@ -97,10 +116,10 @@ async def test_the_base_model_answers_under_its_own_name_and_claims_no_step(fron
 
 @pytest.mark.parametrize(("path", "body", "logprobs"), [(CHAT, chat, True), (TEXT, text, 1)])
 async def test_what_training_needs_is_asked_for_by_default(
-    front: Front, path: str, body: Any, logprobs: object
+    shared: Front, path: str, body: Any, logprobs: object
 ) -> None:
-    await front.client.post(path, json=body(max_tokens=5, seed=1))
-    sent = front.engine.requests[0]
+    await shared.client.post(path, json=body(max_tokens=5, seed=1))
+    sent = shared.engine.requests[0]
     assert sent["path"] == f"/v1{path}"
     assert sent["key"] == f"Bearer {KEY}"
     expected = {"logprobs": logprobs, "return_token_ids": True, "temperature": 1.0, "top_p": 1.0}
@@ -108,18 +127,18 @@ async def test_what_training_needs_is_asked_for_by_default(
     assert (sent["max_tokens"], sent["seed"]) == (5, 1)
 
 
-async def test_what_the_caller_sets_stays(front: Front) -> None:
+async def test_what_the_caller_sets_stays(shared: Front) -> None:
     own = {"logprobs": False, "return_token_ids": False, "temperature": 0.3, "top_p": 0.9}
-    answer = await front.client.post(CHAT, json=chat(**own))
-    assert {key: front.engine.requests[0][key] for key in own} == own
+    answer = await shared.client.post(CHAT, json=chat(**own))
+    assert {key: shared.engine.requests[0][key] for key in own} == own
     assert "prompt_token_ids" not in answer.json()["choices"][0]
 
 
-async def test_truncated_sampling_is_warned_about_once(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+async def test_truncated_sampling_is_warned_about_once(shared: Front, caplog: pytest.LogCaptureFixture) -> None:
     completion._warn_truncated.cache_clear()
     with caplog.at_level(logging.WARNING, "art.gateway"):
         for fields in ({"top_p": 1.0, "top_k": -1}, {"top_p": 0.9}, {"top_p": 0.5}, {"top_k": 20}):
-            await front.client.post(CHAT, json=chat(**fields))
+            await shared.client.post(CHAT, json=chat(**fields))
     assert [record.message.split(":")[0] for record in caplog.records] == [
         "a request samples with top_p",
         "a request samples with top_k",
@@ -127,47 +146,47 @@ async def test_truncated_sampling_is_warned_about_once(front: Front, caplog: pyt
 
 
 @pytest.mark.parametrize("key", [None, "Bearer wrong", "Bearer", "Basic eDp5", f"Bearer {KEY}"])
-async def test_without_the_key_nothing_is_answered(front: Front, key: str | None) -> None:
+async def test_without_the_key_nothing_is_answered(shared: Front, key: str | None) -> None:
     headers = {} if key is None else {"authorization": key}
-    async with httpx.AsyncClient(base_url=front.gateway.base_url, headers=headers) as stranger:
+    async with httpx.AsyncClient(base_url=shared.gateway.base_url, headers=headers) as stranger:
         for answer in (await stranger.post(CHAT, json=chat()), await stranger.get("/models")):
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
-    assert not front.engine.requests
+    assert not shared.engine.requests
 
 
-async def test_the_key_is_a_secret_of_each_gateway_unless_given(front: Front) -> None:
-    other = Gateway(front.route, front.engine.endpoint)
+async def test_the_key_is_a_secret_of_each_gateway_unless_given(shared: Front) -> None:
+    other = Gateway(shared.route, shared.engine.endpoint)
     assert len(other.api_key) >= 32
-    assert other.api_key != front.gateway.api_key
-    assert Gateway(front.route, front.engine.endpoint, "mine").api_key == "mine"
+    assert other.api_key != shared.gateway.api_key
+    assert Gateway(shared.route, shared.engine.endpoint, "mine").api_key == "mine"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"agent"', b"{}", b'{"model": 3}', b"\xff\xfe"])
-async def test_garbage_is_refused(front: Front, body: bytes) -> None:
-    answer = await front.client.post(CHAT, content=body)
+async def test_garbage_is_refused(shared: Front, body: bytes) -> None:
+    answer = await shared.client.post(CHAT, content=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert not front.engine.requests
+    assert not shared.engine.requests
 
 
-async def test_an_unknown_model_is_refused_with_the_names_that_are_served(front: Front) -> None:
-    answer = await front.client.post(CHAT, json=chat("agent@5"))
+async def test_an_unknown_model_is_refused_with_the_names_that_are_served(shared: Front) -> None:
+    answer = await shared.client.post(CHAT, json=chat("agent@5"))
     assert answer.status_code == 404
     error = answer.json()["error"]
     assert (error["code"], error["param"]) == ("model_not_found", "model")
     assert "agent@3, agent@4" in error["message"]
-    assert not front.engine.requests
+    assert not shared.engine.requests
 
 
-async def test_what_the_engine_refuses_passes_through_as_it_is(front: Front) -> None:
-    answer = await front.client.post(CHAT, json=chat(user="refuse"))
+async def test_what_the_engine_refuses_passes_through_as_it_is(shared: Front) -> None:
+    answer = await shared.client.post(CHAT, json=chat(user="refuse"))
     assert (answer.status_code, answer.content) == (422, b'{"error":  "verbatim"}')
 
 
-async def test_an_unknown_path_is_refused_in_the_api_s_shape(front: Front) -> None:
-    assert (await front.client.get("/nothing")).json()["error"]["code"] == "not_found"
-    assert (await front.client.get(CHAT)).status_code == 405
+async def test_an_unknown_path_is_refused_in_the_api_s_shape(shared: Front) -> None:
+    assert (await shared.client.get("/nothing")).json()["error"]["code"] == "not_found"
+    assert (await shared.client.get(CHAT)).status_code == 405
 
 
 async def test_models_and_health(front: Front) -> None:
@@ -182,8 +201,8 @@ async def test_models_and_health(front: Front) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3])
-async def test_a_stream_is_marked_and_otherwise_unchanged(front: Front, n: int) -> None:
-    answer = await front.client.post(CHAT, json=chat(stream=True, n=n, temperature=0.5))
+async def test_a_stream_is_marked_and_otherwise_unchanged(shared: Front, n: int) -> None:
+    answer = await shared.client.post(CHAT, json=chat(stream=True, n=n, temperature=0.5))
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.text.endswith("data: [DONE]\n\n")
     chunks = events(answer.text)
@@ -206,8 +225,8 @@ async def test_a_stream_is_passed_on_as_it_comes(front: Front) -> None:
         assert [line async for line in lines][-2:] == ["data: [DONE]", ""]
 
 
-async def test_the_openai_client_reads_both(front: Front) -> None:
-    async with openai.AsyncOpenAI(base_url=front.gateway.base_url, api_key=front.gateway.api_key) as client:
+async def test_the_openai_client_reads_both(shared: Front) -> None:
+    async with openai.AsyncOpenAI(base_url=shared.gateway.base_url, api_key=shared.gateway.api_key) as client:
         messages = [{"role": "user", "content": "Hi"}]
         whole = await client.chat.completions.create(model="agent", messages=messages)
         assert whole.choices[0].model_extra["policy_step"] == 4
@@ -217,7 +236,7 @@ async def test_the_openai_client_reads_both(front: Front) -> None:
         assert {chunk.model for chunk in chunks} == {"agent@3"}
         with pytest.raises(openai.NotFoundError, match="agent@4"):
             await client.chat.completions.create(model="agent@9", messages=messages)
-        with pytest.raises(openai.APIError, match="broke off"):
+        with pytest.raises(openai.APIError, match="does not answer"):
             stream = await client.chat.completions.create(model="agent", messages=messages, stream=True, user="break")
             _ = [chunk async for chunk in stream]
 
@@ -254,8 +273,8 @@ async def test_every_way_to_end_lets_the_step_go(front: Front, fields: dict[str,
     assert [each.step for each in await front.route.make_room(2, keep=1, timeout_s=10)] == [3]
 
 
-async def test_a_stream_that_breaks_off_ends_with_an_error_and_not_as_if_whole(front: Front) -> None:
-    answer = await front.client.post(CHAT, json=chat(stream=True, user="break"))
+async def test_a_stream_that_breaks_off_ends_with_an_error_and_not_as_if_whole(shared: Front) -> None:
+    answer = await shared.client.post(CHAT, json=chat(stream=True, user="break"))
     assert "[DONE]" not in answer.text
     assert events(answer.text)[-1]["error"]["code"] == "engine_unavailable"
 
@@ -269,11 +288,12 @@ async def test_an_engine_that_is_down_is_said_at_once(front: Front) -> None:
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
         assert answer.json()["error"]["code"] == "engine_unavailable"
-    assert front.route.in_flight() == {}
+    front.route.flip(policy(5))
+    assert [each.step for each in await front.route.make_room(2, keep=1, timeout_s=10)] == [3, 4]
 
 
-async def test_an_engine_that_never_answers_is_given_up(front: Front) -> None:
-    gateway = Gateway(front.route, front.engine.endpoint, "key", replace(Timeouts(), request_s=0.2))
+async def test_an_engine_that_never_answers_is_given_up(shared: Front) -> None:
+    gateway = Gateway(shared.route, shared.engine.endpoint, "key", replace(Timeouts(), request_s=0.2))
     gateway.start()
     async with httpx.AsyncClient(base_url=gateway.base_url, headers={"authorization": "Bearer key"}) as client:
         answer = await client.post(CHAT, json=chat(user="wait"))
@@ -282,10 +302,10 @@ async def test_an_engine_that_never_answers_is_given_up(front: Front) -> None:
     gateway.close()
 
 
-async def test_large_bodies_pass(front: Front) -> None:
+async def test_large_bodies_pass(shared: Front) -> None:
     body = chat(messages=[{"role": "user", "content": "é" * (4 << 20)}])
-    assert (await front.client.post(CHAT, json=body)).status_code == 200
-    assert front.engine.requests[0]["messages"] == body["messages"]
+    assert (await shared.client.post(CHAT, json=body)).status_code == 200
+    assert shared.engine.requests[0]["messages"] == body["messages"]
 
 
 async def test_64_requests_at_once_are_each_answered_by_the_step_they_name_while_flips_happen(front: Front) -> None:
@@ -313,13 +333,14 @@ async def test_64_requests_at_once_are_each_answered_by_the_step_they_name_while
 
     publisher = threading.Thread(target=publish)
     publisher.start()
-    steps = [step for _ in range(3) for step in await asyncio.gather(*(ask(n) for n in range(64)))]
+    steps = [step for _ in range(2) for step in await asyncio.gather(*(ask(n) for n in range(64)))]
     done.set()
     await asyncio.to_thread(publisher.join, 10)
-    assert len(steps) == 192
+    assert len(steps) == 128
     assert len(set(steps)) > 3
+    left = await front.route.make_room(2, keep=1, timeout_s=10)
+    assert len(left) == len(front.engine.adapters) - 1
     assert front.route.in_flight() == {}
-    assert len(front.engine.adapters) <= 3
 
 
 async def test_before_the_first_publication_only_the_base_answers() -> None:
@@ -343,8 +364,9 @@ async def test_it_listens_on_loopback_only_and_stops(front: Front) -> None:
     await front.arrival()
     await asyncio.to_thread(front.gateway.close)
     front.gateway.close()
-    with pytest.raises(httpx.TransportError):
-        await waiting
+    answer = await waiting
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "the gateway is closing" in answer.text
     assert front.route.in_flight() == {}
     with pytest.raises(RouteError, match="not running"):
         _ = front.gateway.base_url

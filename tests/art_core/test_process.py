@@ -42,7 +42,7 @@ FAMILY = PREAMBLE + (
 async def launch(tmp_path: Path, code: str, **kwargs: object) -> Child:
     return await Child.launch(
         [sys.executable, "-c", PREAMBLE + code], log_path=tmp_path / "logs" / "child.log", **kwargs
-    )  # type: ignore[arg-type]
+    )
 
 
 async def gone(pid: int) -> None:

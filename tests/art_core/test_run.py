@@ -103,6 +103,18 @@ def test_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path / "art")
 
 
+def test_the_root_may_be_a_link_and_lie_behind_one(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "big").mkdir(parents=True)
+    (tmp_path / "home").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "art").symlink_to(tmp_path / "disk" / "big")
+    for root in (tmp_path / "home" / "art", tmp_path / "home" / "new"):
+        run = open_run(root)
+        run.write_state({"step": 1})
+        run.append_history({"step": 1})
+        run.close()
+    assert (tmp_path / "disk" / "big" / "p" / "models" / "r" / "run.json").is_file()
+
+
 def test_the_same_process_can_not_hold_it_twice(run: RunDirectory, tmp_path: Path) -> None:
     with pytest.raises(RunLockedError, match=f"held by process {os.getpid()} on .* since 20"):
         open_run(tmp_path / "art")

@@ -6,10 +6,10 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig
 from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,10 +17,9 @@ from transformers import PreTrainedModel
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG
 from art_core.config import LoRAConfig
 from art_core.errors import CheckpointCorruptError, ConfigError, nearest
+from art_torch.low_rank import LowRankLinear
 from art_torch.tensor_file import read_bytes, read_tensors
 
-_SLOT = "default"
-"""PEFT's name for the only adapter in the model; its files leave the name out."""
 _PREFIX = "base_model.model."
 """What PEFT's files put before a parameter's name."""
 
@@ -46,28 +45,28 @@ class Adapter:
         Raises:
             ConfigError: A target matches no linear module of the decoder layers.
         """
-        self._lora = lora
+        self._seed = lora.random_state
         modules = target_modules(model, lora)
         self._config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT only ever divides it
-            target_modules=modules,
+            target_modules=_shortest_names(model, modules),
             base_model_name_or_path=base_model,
             task_type="CAUSAL_LM",
+            inference_mode=True,
         )
-        self._written_targets = _shortest_names(model, modules)
-        inject_adapter_in_model(self._config, model, adapter_name=_SLOT)
         self.parameters: dict[str, nn.Parameter] = {}
         """The trainable weights, float32, by their name in the file; sorted."""
-        for name, parameter in sorted(model.named_parameters()):
-            if f".{_SLOT}." in name:
-                parameter.data = parameter.data.float()  # type: ignore[assignment]
-                self.parameters[_PREFIX + name.replace(f".{_SLOT}.", ".")] = parameter.requires_grad_(True)
+        for name in modules:
+            module = LowRankLinear(cast(nn.Linear, model.get_submodule(name)), lora.rank, lora.alpha / lora.rank)
+            model.set_submodule(name, module)
+            self.parameters[f"{_PREFIX}{name}.lora_A.weight"] = module.a
+            self.parameters[f"{_PREFIX}{name}.lora_B.weight"] = module.b
         self.reset()
 
     def reset(self) -> None:
         """A from the seed, B zero: the model computes what its base does. The same on every device."""
-        generator = torch.Generator().manual_seed(self._lora.random_state)
+        generator = torch.Generator().manual_seed(self._seed)
         for name, parameter in self.parameters.items():
             value = torch.zeros(parameter.shape)
             if ".lora_A." in name:
@@ -109,7 +108,6 @@ class Adapter:
 
     def _written_config(self) -> dict[str, Any]:
         settings: dict[str, Any] = self._config.to_dict()  # type: ignore[no-untyped-call]
-        settings |= {"target_modules": self._written_targets, "inference_mode": True}
         return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
 
 

@@ -105,7 +105,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise _corrupt(f"{path.name} is a JSON {type(config).__name__}; an object is needed")
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not (isinstance(rank, int) and rank >= 1):
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise _corrupt(f"{path.name}: r is {rank!r}; a whole number from 1 is needed")
     if not (isinstance(alpha, int | float) and 0 < alpha < 1e9):
         raise _corrupt(f"{path.name}: lora_alpha is {alpha!r}; a number above 0 is needed")

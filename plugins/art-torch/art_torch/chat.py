@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,11 +27,16 @@ def render(
     """
     if tokenizer.chat_template is None:
         raise RequestError(400, "the model has no chat template; use /v1/completions", param="messages")
+    template: Any = tokenizer.apply_chat_template
+    reserved = sorted(kwargs.keys() & inspect.signature(template).parameters.keys())
+    if reserved:
+        raise bad_parameter("chat_template_kwargs", reserved[0], "variables of the template, not the renderer's own")
+    for message in messages:
+        if not isinstance(message.get("role"), str):
+            raise bad_parameter("messages.role", message.get("role"), "a string, e.g. 'user'")
     flat = [{**message, "content": _text(message.get("content"))} for message in messages]
     try:
-        tokens = tokenizer.apply_chat_template(
-            flat, add_generation_prompt=True, tokenize=True, return_dict=False, **kwargs
-        )
+        tokens = template(flat, add_generation_prompt=True, tokenize=True, return_dict=False, **kwargs)
     except (jinja2.TemplateError, TypeError) as error:
         raise RequestError(400, f"the chat template refuses these messages: {error}", param="messages") from error
     return list(tokens)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -46,7 +47,7 @@ class KVCache:
         self.rows = 0
         self.capacity = 0
         self._shapes = shapes
-        self._like = {"dtype": dtype, "device": device}
+        self._like: Any = {"dtype": dtype, "device": device}
         self._token_bytes = dtype.itemsize * sum(s.heads * (s.key_dim + s.value_dim) for s in shapes)
         self._budget_bytes = budget_bytes
         self._layers = [self._empty(shape, 0, 0) for shape in shapes]

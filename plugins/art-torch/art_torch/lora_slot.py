@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ class SlotLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, max_loras: int, lora_rank: int, segments: Segments) -> None:
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        like = {"dtype": linear.weight.dtype, "device": linear.weight.device}
+        like: Any = {"dtype": linear.weight.dtype, "device": linear.weight.device}
         self.a_SRI = torch.zeros(max_loras, lora_rank, linear.in_features, **like)
         self.b_SOR = torch.zeros(max_loras, linear.out_features, lora_rank, **like)
         # Transposed views of the stacks, made once: they share the stacks' memory.
@@ -90,7 +91,7 @@ class LoRASlots:
                 b_OR.zero_()
                 continue
             a_RI[:rank].copy_(pair[0])
-            b_OR[:, :rank].copy_(pair[1].float().mul_(adapter.scale))
+            b_OR[:, :rank].copy_(pair[1].float().mul(adapter.scale))
             if rank < self.lora_rank:
                 a_RI[rank:].zero_()
                 b_OR[:, rank:].zero_()

@@ -81,7 +81,7 @@ class ModelThread:
     def _guarded_pass(self) -> None:
         try:
             self._send(self._pass())
-        except Exception as error:  # noqa: BLE001 - the last line of defence: the requests fail, the server lives
+        except Exception as error:
             log.exception("a forward pass failed; %d sequences are given up", self.running)
             gone = self._scheduler.clear()
             for sequence in gone:

@@ -140,7 +140,7 @@ def text_job(body: TextBody, window: Window, tokenize: Callable[[str], list[int]
     given = body.prompt
     if isinstance(given, str):
         prompts = [tokenize(given)]
-    elif given and isinstance(given[0], int):
+    elif all(isinstance(item, int) for item in given):
         prompts = [given]
     else:
         prompts = [tokenize(item) if isinstance(item, str) else item for item in given]

@@ -85,11 +85,10 @@ class Sequence:
         self._buffer[: self.length] = prompt
         self._random = random.Random()
 
-    def seed(self, choice: int) -> None:
-        """Make the draws of a choice depend on the request's seed and its own index alone."""
-        self.choice = choice
+    def seed(self, number: int) -> None:
+        """Make the draws depend on the request's seed and the choice's number among its prompt's alone."""
         if self.sampling.seed is not None:
-            self._random.seed(f"{self.sampling.seed}/{choice}")
+            self._random.seed(f"{self.sampling.seed}/{number}")
 
     @property
     def tokens(self) -> NDArray[np.int32]:

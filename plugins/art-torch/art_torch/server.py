@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from art_core.errors import ArtError, EngineError, NoRouteError, to_wire
 from art_core.process import announce, attach_owner
 from art_torch.chat import render
-from art_torch.failure import RequestError, admin_body, admin_status, bad_parameter, unknown_model
+from art_torch.failure import RequestError, admin_body, admin_status, unknown_model
 from art_torch.options import TorchEngineOptions
 from art_torch.reply import Choice, Reply, TokenText
 from art_torch.request import ChatBody, Job, TextBody, chat_job, parse, text_job
@@ -43,6 +43,8 @@ class Api:
         self._serving = serving
         self._template_kwargs = template_kwargs
         self._texts = TokenText(serving.base.tokenizer)
+        self._loading = asyncio.Lock()
+        """Loads and unloads happen one after the other: an unload after a cancelled load finds it done."""
 
     def app(self, api_key: str) -> ASGIApp:
         """The application; every route asks for the key."""
@@ -98,12 +100,15 @@ class Api:
     async def load(self, request: Request) -> Response:
         """Load an adapter: {name, directory} -> {slot_digest, expected_digest}."""
         data = await request.json()
-        loaded = await asyncio.to_thread(self._serving.adapters.load, data["name"], Path(data["directory"]))
+        async with self._loading:
+            loaded = await asyncio.to_thread(self._serving.adapters.load, data["name"], Path(data["directory"]))
         return JSONResponse({"slot_digest": loaded.slot_digest, "expected_digest": loaded.expected_digest})
 
     async def unload(self, request: Request) -> Response:
         """Forget an adapter: {name}."""
-        self._serving.adapters.unload((await request.json())["name"])
+        data = await request.json()
+        async with self._loading:
+            self._serving.adapters.unload(data["name"])
         return JSONResponse({})
 
     async def score(self, request: Request) -> Response:
@@ -111,10 +116,10 @@ class Api:
         data = await request.json()
         window, prompts = self._serving.window, data["sequences"]
         for prompt in prompts:
-            if len(prompt) > window.context_tokens or not all(0 <= t < window.vocab_size for t in prompt):
+            if not 1 <= len(prompt) <= window.context_tokens or not all(0 <= t < window.vocab_size for t in prompt):
                 raise EngineError(
-                    f"a sequence to score has {len(prompt)} tokens between {min(prompt)} and {max(prompt)}; "
-                    f"allowed: at most {window.context_tokens} tokens, from 0 to {window.vocab_size - 1}"
+                    f"a sequence to score has {len(prompt)} tokens or token ids outside the vocabulary; "
+                    f"allowed: 1 to {window.context_tokens} tokens, each from 0 to {window.vocab_size - 1}"
                 )
         scored = await self._serving.score(data["name"], prompts)
         return JSONResponse({"logprobs": [[token.logprob for token in tokens] for tokens in scored]})

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Self
 
+import torch
+
 from art_core.errors import ConfigError, EngineError
 from art_torch.adapter_table import AdapterTable
 from art_torch.base_model import LoadedBase, load_base
@@ -30,6 +32,7 @@ class ServingConfig:
     base_model: str
     base_name: str
     lora_rank: int
+    device_ids: tuple[int, ...] | None = None
     chat_template: str | None = None
 
 
@@ -73,7 +76,7 @@ class Serving:
         shapes = probe_layers(base.model)
         slots = LoRASlots(base.model, config.options.max_loras, config.lora_rank)
         budget_bytes = default_budget_bytes(base.device)
-        cache = KVCache(shapes, base.dtype, base.device, budget_bytes)
+        cache = KVCache(shapes, base.dtype, base.model.device, budget_bytes)
         prefixes = PrefixCache(budget_bytes // 4)
         self.adapters = AdapterTable(
             slots,
@@ -94,11 +97,13 @@ class Serving:
         Raises:
             ConfigError: The model can't be served with these options.
         """
+        _use_gpu(config.device_ids)
         base = load_base(config.base_model, config.options.device, config.options.dtype, config.chat_template)
         longest = config.options.max_model_len or base.info.context_tokens
         if longest > base.info.context_tokens:
             raise ConfigError(
-                f"max_model_len is {longest}; the context of {config.base_model!r} allows 8 to {base.info.context_tokens}"
+                f"max_model_len is {longest}; allowed: 8 to {base.info.context_tokens}, the context of "
+                f"{config.base_model!r}"
             )
         return cls(base, config, longest)
 
@@ -110,7 +115,7 @@ class Serving:
         """
         adapter = self.adapters.acquire(job.model, users=len(job.prompts) * job.n)
         queue: asyncio.Queue[Update] = asyncio.Queue()
-        sequences = []
+        sequences: list[Sequence] = []
         for prompt, sampling in zip(job.prompts, job.samplings, strict=True):
             for number in range(job.n):
                 sequence = Sequence(prompt, sampling, adapter, queue, TextStream(self.base.tokenizer, sampling.stop))
@@ -146,6 +151,18 @@ class Serving:
         for sequence in sequences:
             self.thread.submit(sequence)
         return Run(self.thread, sequences, queue)
+
+
+def _use_gpu(device_ids: tuple[int, ...] | None) -> None:
+    if device_ids is None:
+        return
+    present = torch.cuda.device_count()
+    if len(device_ids) != 1 or device_ids[0] not in range(present):
+        raise ConfigError(
+            f"inference_gpu_ids are {list(device_ids)}; engine 'torch' uses one GPU, and this machine has {present}; "
+            "name one that is present, or leave it out"
+        )
+    torch.cuda.set_device(device_ids[0])
 
 
 def _eos_token_ids(base: LoadedBase) -> frozenset[int]:

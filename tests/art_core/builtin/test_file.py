@@ -66,6 +66,14 @@ async def test_commit_list_fetch_round_trip(run: Path, tmp_path: Path) -> None:
         assert (tmp_path / "copy" / name).read_bytes() == (stored.directory / name).read_bytes()
 
 
+async def test_a_root_that_is_a_link_works(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    stored = await store.commit(tmp_path / "run", stage_step(tmp_path / "run", 1))
+    assert await store.list(tmp_path / "run") == [stored]
+    assert await store.delete(tmp_path / "run", [1], []) == [1]
+
+
 async def test_list_is_by_number_not_by_name(run: Path) -> None:
     for step in (10000, 2, 9999, 0):
         await store.commit(run, stage_step(run, step))
@@ -83,7 +91,9 @@ async def test_the_same_content_again_is_the_stored_one(run: Path) -> None:
 async def test_other_content_is_refused_and_kept_staged(run: Path) -> None:
     stored = await store.commit(run, stage_step(run, 3))
     other = stage_step(run, 3, seed=99)
-    with pytest.raises(CommitConflictError, match="another checkpoint stands at .*0003; delete step 3 first") as caught:
+    with pytest.raises(
+        CommitConflictError, match=r"another checkpoint stands at .*0003; delete step 3 first"
+    ) as caught:
         await store.commit(run, other)
     assert caught.value.step == 3
     assert verify(other.directory)
@@ -143,10 +153,15 @@ async def test_foreign_names_are_left_out(run: Path, caplog: pytest.LogCaptureFi
     shutil.copytree(stored.directory, checkpoints / "0009")
     shutil.copytree(stored.directory, checkpoints / ".staging-x")
     shutil.copytree(stored.directory, checkpoints / "latest")
-    (checkpoints / "0008").symlink_to(stored.directory)
+    shutil.copytree(stored.directory, run / "elsewhere")
+    elsewhere = run / "elsewhere" / MANIFEST
+    elsewhere.write_text(elsewhere.read_text().replace('"step": 1', '"step": 8'))
+    (checkpoints / "0008").symlink_to(run / "elsewhere")
     (checkpoints / "notes.txt").write_text("")
     assert await steps(run) == [1]
+    assert read_manifest(checkpoints / "0008").step == 8
     assert "0009 is left out: its manifest is of step 1" in caplog.text
+    assert "0008 is left out: it is a file or a link" in caplog.text
 
 
 async def test_fetch_refuses_what_is_gone_corrupt_or_in_the_way(run: Path, tmp_path: Path) -> None:
@@ -249,7 +264,7 @@ async def test_ten_thousand_steps_are_listed_in_bounded_time(run: Path) -> None:
 async def test_the_run_directory_is_a_place_for_it(tmp_path: Path) -> None:
     """`write_manifest` on another file system's directory, or a path that is gone, is a typed refusal."""
     manifest = stage_step(tmp_path / "run", 1).manifest
-    with pytest.raises(StoreError, match="can't read a checkpoint: .*gone: No such file"):
+    with pytest.raises(StoreError, match=r"can't read a checkpoint: .*gone: No such file"):
         await store.commit(tmp_path / "run", Checkpoint(tmp_path / "gone", manifest))
     with pytest.raises(StoreError):
         write_manifest(tmp_path / "gone", run="run", step=1, base_model=BASE)

@@ -1,0 +1,77 @@
+"""A frozen linear module with a trainable low-rank update, written so that it makes no copy of its output.
+
+PEFT's own module computes base, update, scaled update and sum as four arrays of the output's size. On a CPU those
+temporary arrays are what memory peaks on; here the update is added in place, forward and backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+class LowRankLinear(nn.Module):
+    """x·Wᵀ + bias + scale·(x·Aᵀ)·Bᵀ, with W and bias frozen.
+
+    Source: Hu et al. 2021, "LoRA" (arXiv:2106.09685), equation 3.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float) -> None:
+        """Wrap a frozen module; A and B are zero until they are set.
+
+        Args:
+            base: The frozen module.
+            rank: Inner dimension of the update.
+            scale: alpha / rank.
+        """
+        super().__init__()
+        self.base = base
+        self.scale = scale
+        device = base.weight.device
+        self.a = nn.Parameter(torch.zeros(rank, base.in_features, dtype=torch.float32, device=device))
+        """(rank, in), float32 whatever the base is."""
+        self.b = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32, device=device))
+        """(out, rank), float32 whatever the base is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to (..., in); gives (..., out)."""
+        y_LO: Tensor = _LowRank.apply(x.flatten(0, -2), self.base.weight, self.base.bias, self.a, self.b, self.scale)
+        return y_LO.view(*x.shape[:-1], -1)
+
+
+class _LowRank(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0913 - autograd hands them over one by one
+        ctx: Any, x_LI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
+    ) -> Tensor:
+        y_LO = linear(x_LI, weight_OI, bias_O)
+        low_LR = x_LI.to(a_RI.dtype) @ a_RI.T
+        _add_product(y_LO, low_LR, b_OR.T, scale)
+        ctx.save_for_backward(x_LI, low_LR, weight_OI, a_RI, b_OR)
+        ctx.scale = scale
+        return y_LO
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (slope_LO,) = gradients
+        x_LI, low_LR, weight_OI, a_RI, b_OR = ctx.saved_tensors
+        exact_LO = slope_LO.to(b_OR.dtype)
+        low_slope_LR = (exact_LO @ b_OR).mul_(ctx.scale)
+        x_slope_LI = None
+        if ctx.needs_input_grad[0]:
+            x_slope_LI = slope_LO @ weight_OI
+            _add_product(x_slope_LI, low_slope_LR, a_RI, 1.0)
+        a_slope_RI = low_slope_LR.T @ x_LI.to(a_RI.dtype)
+        b_slope_OR = (exact_LO.T @ low_LR).mul_(ctx.scale)
+        return x_slope_LI, None, None, a_slope_RI, b_slope_OR, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """total += scale·left·right, in place; in one call where the base is float32 like the update."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, alpha=scale)
+    else:
+        total.add_(left @ right, alpha=scale)

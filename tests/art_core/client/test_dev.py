@@ -1,0 +1,105 @@
+"""`_internal_config`: the texts that users know, and keys that are unknown, gone or not there yet."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from art_core.client.dev import (
+    InternalModelConfig,
+    PeftArgs,
+    is_dedicated_mode,
+    validate_dedicated_config,
+    validate_internal_config,
+)
+from art_core.errors import CapabilityError, ConfigError
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"trainer_gpu_ids": [0]}, "trainer_gpu_ids and inference_gpu_ids must both be set or both unset"),
+        ({"inference_gpu_ids": [0]}, "trainer_gpu_ids and inference_gpu_ids must both be set or both unset"),
+        (
+            {"trainer_gpu_ids": [0, 1], "inference_gpu_ids": [1]},
+            "trainer_gpu_ids and inference_gpu_ids must not overlap",
+        ),
+        ({"trainer_gpu_ids": [], "inference_gpu_ids": [1]}, "trainer_gpu_ids must be non-empty"),
+        ({"trainer_gpu_ids": [0], "inference_gpu_ids": []}, "inference_gpu_ids must be non-empty"),
+        (
+            {"trainer_gpu_ids": [0], "inference_gpu_ids": [1, 2]},
+            "Multi-GPU inference requires engine_args.tensor_parallel_size to match len(inference_gpu_ids)",
+        ),
+        (
+            {"trainer_gpu_ids": [0], "inference_gpu_ids": [1], "engine_args": {"enable_sleep_mode": True}},
+            "enable_sleep_mode is incompatible with dedicated mode "
+            "(shared-GPU mode uses runtime sleep/wake; dedicated mode does not)",
+        ),
+        (
+            {"engine_args": {"enable_sleep_mode": False}},
+            "Shared-GPU mode requires engine_args.enable_sleep_mode=True for the external vLLM runtime",
+        ),
+        ({"vllm_runtime": {"mode": "external"}}, "vllm_runtime.server_url is required for external mode"),
+        ({"vllm_runtime": {"mode": "remote"}}, "vllm_runtime.mode must be either 'managed' or 'external'"),
+    ],
+)
+def test_the_exact_texts(config: dict[str, Any], message: str) -> None:
+    for check in (validate_dedicated_config, validate_internal_config):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            check(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "dedicated"),
+    [
+        ({}, False),
+        ({"engine_args": {"enable_sleep_mode": True, "max_loras": 4}}, False),
+        ({"trainer_gpu_ids": [0], "inference_gpu_ids": [1]}, True),
+        ({"trainer_gpu_ids": [0, 1], "inference_gpu_ids": [2]}, True),
+        (
+            {"trainer_gpu_ids": [0], "inference_gpu_ids": [1, 2], "engine_args": {"tensor_parallel_size": 2}},
+            True,
+        ),
+        ({"vllm_runtime": {"mode": "managed"}, "rollout_weight_update_mode": "step_lora"}, False),
+        ({"chat_template": "{{ messages }}", "chat_template_kwargs": {"a": 1}}, False),
+    ],
+)
+def test_what_is_accepted(config: InternalModelConfig, dedicated: bool) -> None:
+    validate_internal_config(config)
+    assert is_dedicated_mode(config) is dedicated
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"engine_arg": {}}, "_internal_config has no key 'engine_arg'; did you mean 'engine_args'"),
+        ({"peft_args": {"r": 8}}, "`peft_args` has been replaced by top-level `TrainableModel(lora_config=...)`"),
+        ({"rollout_weights_mode": "lora"}, "rollout_weights_mode has been removed; ART always serves native LoRA"),
+        ({"init_args": {"fast_inference": False}}, "init_args.fast_inference has been removed"),
+    ],
+)
+def test_unknown_and_removed_keys(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        validate_internal_config(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rollout_weight_update_mode": "in_flight_lora"},
+        {"chat_template_path": "x.jinja"},
+        {"tinker_args": {"renderer_name": "x"}},
+        {"megatron_model_initialization": "random"},
+        {"vllm_runtime": {"mode": "external", "server_url": "http://x"}},
+    ],
+)
+def test_what_is_not_there_yet_is_refused_and_not_ignored(config: dict[str, Any]) -> None:
+    with pytest.raises(CapabilityError, match="is not implemented yet; leave"):
+        validate_internal_config(config)
+
+
+def test_peft_args_says_what_to_write() -> None:
+    with pytest.raises(ValueError, match="r -> rank, lora_alpha -> alpha"):
+        PeftArgs(r=8)
