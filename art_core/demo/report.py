@@ -103,8 +103,8 @@ def finding(before: Evaluation, after: Evaluation) -> str:
     share = min(1.0, max(0.0, before.greedy - before.sampled) / rise)
     if share > 0.5:
         return (
-            f"{figures} Greedy answers started high, so most of the rise (about {share:.0%}) is sharpening: sampling "
-            "noise went away, and the model now says reliably what it could already say at its best."
+            f"{figures} Greedy answers started high, so most of the rise (about {share:.0%}) is sharpening: less "
+            "sampling noise, so that the model says more often what it could already say at its best."
         )
     kind = "sampled and greedy answers both rose" if greedy_rise >= _NOISE else "only sampled answers rose"
     return f"{figures} Greedy answers did not start far above sampled ones, and {kind}."

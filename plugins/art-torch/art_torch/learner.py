@@ -215,10 +215,11 @@ def _memory_errors(batch: TrainBatch, config: StepConfig) -> Iterator[None]:
     """Turn the ways in which torch says that memory ran out into one error that says what to lower."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # torch's CPU allocator raises a plain RuntimeError, in one of these two wordings.
+    except (MemoryError, RuntimeError) as error:
         told = str(error)
-        if type(error) is RuntimeError and not ("can't allocate memory" in told or "not enough memory" in told):
+        # torch's CPU allocator raises a plain RuntimeError, in one of these two wordings.
+        plain = type(error) is RuntimeError and ("can't allocate memory" in told or "not enough memory" in told)
+        if not (plain or isinstance(error, torch.OutOfMemoryError | MemoryError)):
             raise
         raise OutOfMemoryError(
             f"the step did not fit in memory: {told.strip().splitlines()[0] if told else 'no memory'}; lower "

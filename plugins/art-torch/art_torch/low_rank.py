@@ -38,39 +38,37 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to (..., in); gives (..., out)."""
-        y_LO: Tensor = _LowRank.apply(x.flatten(0, -2), self.base.weight, self.base.bias, self.a, self.b, self.scale)
+        y_LO: Tensor = _LowRank.apply(x.flatten(0, -2), self.a, self.b, self)  # type: ignore[no-untyped-call]
         return y_LO.view(*x.shape[:-1], -1)
 
 
 class _LowRank(torch.autograd.Function):
     @staticmethod
-    def forward(  # noqa: PLR0913 - autograd hands them over one by one
-        ctx: Any, x_LI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
-    ) -> Tensor:
-        y_LO = linear(x_LI, weight_OI, bias_O)
+    def forward(ctx: Any, x_LI: Tensor, a_RI: Tensor, b_OR: Tensor, module: LowRankLinear) -> Tensor:
+        y_LO = linear(x_LI, module.base.weight, module.base.bias)
         low_LR = x_LI.to(a_RI.dtype) @ a_RI.T
-        _add_product(y_LO, low_LR, b_OR.T, scale)
-        ctx.save_for_backward(x_LI, low_LR, weight_OI, a_RI, b_OR)
-        ctx.scale = scale
+        _add_product(y_LO, low_LR, b_OR.T, module.scale)
+        ctx.save_for_backward(x_LI, low_LR, a_RI, b_OR)
+        ctx.module = module
         return y_LO
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (slope_LO,) = gradients
-        x_LI, low_LR, weight_OI, a_RI, b_OR = ctx.saved_tensors
+        x_LI, low_LR, a_RI, b_OR = ctx.saved_tensors
         exact_LO = slope_LO.to(b_OR.dtype)
-        low_slope_LR = (exact_LO @ b_OR).mul_(ctx.scale)
+        low_slope_LR = (exact_LO @ b_OR).mul_(ctx.module.scale)
         x_slope_LI = None
         if ctx.needs_input_grad[0]:
-            x_slope_LI = slope_LO @ weight_OI
+            x_slope_LI = slope_LO @ ctx.module.base.weight
             _add_product(x_slope_LI, low_slope_LR, a_RI, 1.0)
         a_slope_RI = low_slope_LR.T @ x_LI.to(a_RI.dtype)
-        b_slope_OR = (exact_LO.T @ low_LR).mul_(ctx.scale)
-        return x_slope_LI, None, None, a_slope_RI, b_slope_OR, None
+        b_slope_OR = (exact_LO.T @ low_LR).mul_(ctx.module.scale)
+        return x_slope_LI, a_slope_RI, b_slope_OR, None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    """total += scale·left·right, in place; in one call where the base is float32 like the update."""
+    """Add scale·left·right to total in place; in one call where the base is float32 like the update."""
     if total.dtype == left.dtype:
         total.addmm_(left, right, alpha=scale)
     else:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from art_torch.head import score, score_with_gradient
+from art_torch.loss import policy_loss
 from numpy.typing import NDArray
 from torch import nn
 
 from art_core.step import StepConfig
-from art_torch.head import score, score_with_gradient
-from art_torch.loss import policy_loss
 
 Float = NDArray[np.float64]
 CONFIGS = [

@@ -6,12 +6,12 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from art_torch.options import TorchTrainerOptions
+from art_torch.trainer import TorchTrainer
 
 from art_core.batch import TrainBatch
 from art_core.config import LoRAConfig
 from art_core.protocols.trainer import TrainerSpec
-from art_torch.options import TorchTrainerOptions
-from art_torch.trainer import TorchTrainer
 
 PROMPT_TOKENS = 9
 LORA = LoRAConfig(rank=4, alpha=8.0)
