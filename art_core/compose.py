@@ -78,11 +78,12 @@ def compose(choice: Choice, plugins: Plugins, log_directory: Path, timeouts: Tim
     engine_part = cast(EnginePart, engine)
     made = engine_part.create(_merge(engine, engine_options, choice.engine_options, choice.foreign_options))
     values = _merge(trainer, trainer_options, choice.trainer_options, choice.foreign_options).model_dump()
+    trainer_part, log_path = cast(TrainerPart, trainer), log_directory / "trainer.log"
     return Parts(
         engine=made,
         engine_name=engine.name,
         engine_capabilities=engine.capabilities,
-        trainer=TrainerWorker(cast(TrainerPart, trainer).name, values, log_directory / "trainer.log", timeouts),
+        trainer=TrainerWorker(trainer_part.name, values, log_path, timeouts, trainer_part.environment),
         trainer_name=trainer.name,
         store=cast(StorePart, store).create(store_options),
         publisher=cast(PublisherPart, publisher).create(publisher_options, made, engine.capabilities),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,8 @@ class TrainerPart(Part):
 
     create: Callable[[Any], Trainer]
     """Options to trainer."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that its process is launched with: some libraries read theirs before any code of the plugin runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,11 @@ class Span:
     tokens: NDArray[np.int32]
     logits: Logits
 
+    @property
+    def logits_wanted(self) -> int:
+        """Number of tokens that logits are wanted for."""
+        return {Logits.NONE: 0, Logits.LAST: 1, Logits.ALL: len(self.tokens)}[self.logits]
+
 
 class ModelRunner:
     """Runs a model whose attention has been replaced by the row attention."""
@@ -148,8 +153,6 @@ def _segments(spans: Sequence[Span], order: list[int]) -> list[tuple[int, int, i
 def _wanted(spans: Sequence[Span], first_R: NDArray[np.int64]) -> NDArray[np.int64]:
     wanted = [np.empty(0, np.int64)]
     for span, first in zip(spans, first_R, strict=True):
-        if span.logits is Logits.ALL:
-            wanted.append(np.arange(first, first + len(span.tokens)))
-        elif span.logits is Logits.LAST:
-            wanted.append(np.array([first + len(span.tokens) - 1]))
+        stop = first + len(span.tokens)
+        wanted.append(np.arange(stop - span.logits_wanted, stop))
     return np.concatenate(wanted)

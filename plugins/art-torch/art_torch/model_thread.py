@@ -7,7 +7,6 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 
@@ -93,50 +92,39 @@ class ModelThread:
         sequences = list(self._scheduler.running)
         logits_KV = self._runner.forward(spans)
         self._scheduler.computed(spans)
-        ends = self._score_prompts(sequences, spans, logits_KV)
-        updates = []
-        if ends:
-            rows = torch.tensor([row for _, row in ends], device=logits_KV.device)
-            ready = [sequence for sequence, _ in ends]
-            chosen = sample(logits_KV[rows], ready) if len(ends) < len(logits_KV) else sample(logits_KV, ready)
-            for sequence, token in zip(ready, chosen, strict=True):
-                reason = sequence.append(token)
-                if reason is not None:
-                    self._finish(sequence)
-                if reason is not None or sequence.streams:
-                    updates.append(sequence.update(reason))
-        for sequence in sequences:
-            if sequence.sampling.max_tokens == 0 and sequence.computed == sequence.length:
-                self._finish(sequence)
-                updates.append(Update(sequence, finish_reason="length"))
-        return updates
-
-    def _score_prompts(
-        self, sequences: list[Sequence], spans: list[Span], logits_KV: torch.Tensor
-    ) -> list[tuple[Sequence, int]]:
-        """Score the prompt tokens whose logits have come, and return the sequences that sample, with their row."""
-        rows = [0]
-        for span in spans:
-            rows.append(
-                rows[-1] + (0 if span.logits is Logits.NONE else len(span.tokens) if span.logits is Logits.ALL else 1)
-            )
-        ends = []
-        for sequence, span, (first, stop) in zip(sequences, spans, pairwise(rows), strict=True):
+        sampling, rows, updates, first = [], [], [], 0
+        for sequence, span in zip(sequences, spans, strict=True):
+            stop = first + span.logits_wanted
             if span.logits is Logits.ALL:
-                scored = sequence.prompt[span.start + 1 : span.start + 1 + len(span.tokens)].tolist()
-                top = sequence.sampling.prompt_logprobs or 0
-                sequence.prompt_scored[span.start :] = score(logits_KV[first : first + len(scored)], scored, top)
-            if stop > first and sequence.computed == sequence.length and sequence.sampling.max_tokens > 0:
-                ends.append((sequence, stop - 1))
-        return ends
+                _score_prompt(sequence, span, logits_KV[first:stop])
+            if sequence.computed == sequence.length and sequence.sampling.max_tokens == 0:
+                updates.append(self._advance(sequence, "length"))
+            elif sequence.computed == sequence.length:
+                sampling.append(sequence)
+                rows.append(stop - 1)
+            first = stop
+        if sampling:
+            for sequence, token in zip(sampling, sample(logits_KV[rows], sampling), strict=True):
+                updates.append(self._advance(sequence, sequence.append(token)))
+        return [update for update in updates if update is not None]
 
-    def _finish(self, sequence: Sequence) -> None:
-        self._scheduler.remove(sequence)
-        self._release(sequence.adapter)
+    def _advance(self, sequence: Sequence, finish_reason: str | None) -> Update | None:
+        """Take a finished sequence out; returns what is to be told of it now."""
+        if finish_reason is not None:
+            self._scheduler.remove(sequence)
+            self._release(sequence.adapter)
+        return sequence.update(finish_reason) if finish_reason is not None or sequence.streams else None
 
     def _send(self, updates: list[Update]) -> None:
         if updates and self._loop is not None:
             self._loop.call_soon_threadsafe(_deliver, updates)
+
+
+def _score_prompt(sequence: Sequence, span: Span, logits_TV: torch.Tensor) -> None:
+    scored = sequence.prompt[span.start + 1 : span.start + 1 + len(span.tokens)].tolist()
+    top = sequence.sampling.prompt_logprobs or 0
+    # Assigned from its place on: a sequence that was preempted comes here again.
+    sequence.prompt_scored[span.start :] = score(logits_TV[: len(scored)], scored, top)
 
 
 def _deliver(updates: list[Update]) -> None:

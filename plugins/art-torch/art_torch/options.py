@@ -8,6 +8,13 @@ from pydantic import Field
 
 from art_core.config import PartOptions
 
+ENVIRONMENT = {
+    # Threads of a parallel region spin a few microseconds, then sleep: engine and trainer share the cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "2000",
+}
+"""Variables that the engine's and the trainer's process are launched with."""
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 

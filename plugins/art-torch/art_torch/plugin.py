@@ -9,7 +9,7 @@ from art_core.hookspecs import hookimpl
 from art_core.part import EnginePart, TrainerPart
 from art_core.protocols.engine import InferenceEngine
 from art_core.protocols.trainer import Trainer
-from art_torch.options import TorchEngineOptions, TorchTrainerOptions
+from art_torch.options import ENVIRONMENT, TorchEngineOptions, TorchTrainerOptions
 
 
 @hookimpl
@@ -41,6 +41,7 @@ def art_register_trainers(register: Callable[[TrainerPart], None]) -> None:
             options=TorchTrainerOptions,
             capabilities=Capabilities({Capability.OPTIMIZER_STATE: FULL}),
             priority=10,
+            environment=ENVIRONMENT,
             create=_trainer,
         )
     )

@@ -137,15 +137,7 @@ def text_job(body: TextBody, window: Window, tokenize: Callable[[str], list[int]
     Raises:
         RequestError: 400.
     """
-    given = body.prompt
-    if isinstance(given, str):
-        prompts = [tokenize(given)]
-    elif all(isinstance(item, int) for item in given):
-        prompts = [given]
-    else:
-        prompts = [tokenize(item) if isinstance(item, str) else item for item in given]
-    if not prompts:
-        raise bad_parameter("prompt", given, "a string, token ids, or a list of them")
+    prompts = _prompts(body.prompt, tokenize)
     samplings = [_sampling(body, prompt, window, body.max_tokens, body.logprobs) for prompt in prompts]
     return _job("text", body, prompts, samplings)
 
@@ -162,6 +154,17 @@ def chat_job(body: ChatBody, window: Window, render: Callable[[ChatBody], list[i
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return _job("chat", body, [prompt], [_sampling(body, prompt, window, most, logprobs)])
+
+
+def _prompts(
+    given: str | list[int] | list[str] | list[list[int]], tokenize: Callable[[str], list[int]]
+) -> list[list[int]]:
+    if isinstance(given, str):
+        return [tokenize(given)]
+    tokens = [item for item in given if isinstance(item, int)]
+    if len(tokens) == len(given):
+        return [tokens]
+    return [tokenize(item) if isinstance(item, str) else item for item in given if not isinstance(item, int)]
 
 
 def _job(kind: Literal["text", "chat"], body: Body, prompts: list[list[int]], samplings: list[Sampling]) -> Job:

@@ -51,17 +51,13 @@ class RowPlan:
     """Additive masks made so far, by (chunk number or -1, sliding window)."""
 
 
-def row_attention(  # noqa: PLR0913 - transformers' signature
+def row_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    *,
-    plan: RowPlan,
-    scaling: float,
-    sliding_window: int | None = None,
-    **_: Any,
+    **given: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within each row.
 
@@ -71,13 +67,15 @@ def row_attention(  # noqa: PLR0913 - transformers' signature
         key: (1, key heads, N, head size).
         value: (1, key heads, N, value size).
         attention_mask: None; the plan says what may be seen.
-        plan: Where each token belongs.
-        scaling: Factor on the scores.
-        sliding_window: Positions that a query looks back on at most; None: all.
+        given: ``plan``, where each token belongs; ``scaling``, the factor on the scores; ``sliding_window``, how many
+            positions a query looks back on at most (absent or None: all).
 
     Returns:
         (1, N, heads, value size), and no weights.
     """
+    plan: RowPlan = given["plan"]
+    scaling: float = given["scaling"]
+    sliding_window: int | None = given.get("sliding_window")
     layer: int = module.layer_idx  # type: ignore[assignment]
     flat_keys, flat_values = plan.cache.flat_layer(layer)
     flat_keys.index_copy_(0, plan.write_N, key[0].transpose(0, 1))
