@@ -75,7 +75,7 @@ class Capabilities:
 
         Args:
             capability: What is about to be asked.
-            part: Kind and name for the message, e.g. ``"engine 'torch'"``.
+            part: Kind and name for the message, e.g. ``"engine 'mine'"``.
 
         Raises:
             CapabilityError: It is not declared.

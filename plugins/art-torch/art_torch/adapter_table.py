@@ -106,10 +106,10 @@ class AdapterTable:
             if name in self._adapters or name == self._base.name:
                 raise EngineError(f"adapter name {name!r} is taken; unload it first, or choose another name")
             if not self._free:
-                slots = self._slots.max_loras
+                total, draining = self._slots.max_loras, self._slots.max_loras - len(self._adapters)
                 raise EngineError(
-                    f"no free slot for adapter {name!r}: {slots} of {slots} in use ({slots - len(self._adapters)} of them "
-                    "by unloaded adapters whose requests still run); unload one, or raise max_loras"
+                    f"no free slot for adapter {name!r}: {total} of {total} in use ({draining} of them by unloaded "
+                    "adapters whose requests still run); unload one, or raise max_loras"
                 )
             return self._free.pop()
 

@@ -141,14 +141,15 @@ class TorchEngine:
     async def _model(self, child: Child) -> ModelInfo:
         try:
             hello = await child.ready(self._timeouts.engine_start_s)
-            if "error" in hello:
-                raise from_wire(hello["error"], EngineStartError)
-            return _INFO.validate_python(hello["model"])
         except BaseException as error:
             await child.stop(0)
             if isinstance(error, ProcessError):
                 raise EngineStartError(f"engine 'torch' did not start: {error}", stage="start") from error
             raise
+        if "error" in hello:
+            await child.stop(0)
+            raise from_wire(hello["error"], EngineStartError)
+        return _INFO.validate_python(hello["model"])
 
     async def _call(self, method: str, path: str, request: object, timeout_s: float) -> dict[str, Any]:
         server = self._server

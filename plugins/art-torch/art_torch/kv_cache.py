@@ -6,10 +6,11 @@ capacity grow by doubling, within a budget of bytes.
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -47,7 +48,7 @@ class KVCache:
         self.rows = 0
         self.capacity = 0
         self._shapes = shapes
-        self._like: Any = {"dtype": dtype, "device": device}
+        self._dtype, self._device = dtype, device
         self._token_bytes = dtype.itemsize * sum(s.heads * (s.key_dim + s.value_dim) for s in shapes)
         self._budget_bytes = budget_bytes
         self._layers = [self._empty(shape, 0, 0) for shape in shapes]
@@ -104,11 +105,22 @@ class KVCache:
             values[row, :tokens] = v[:tokens]
 
     def _empty(self, shape: LayerShape, rows: int, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
-        # Zeroed: attention reads unwritten entries under a mask, where a stray NaN would survive it.
-        return (
-            torch.zeros(rows, capacity, shape.heads, shape.key_dim, **self._like),
-            torch.zeros(rows, capacity, shape.heads, shape.value_dim, **self._like),
-        )
+        sizes = (shape.key_dim, shape.value_dim)
+        keys, values = (_zeros((rows, capacity, shape.heads, size), self._dtype, self._device) for size in sizes)
+        return keys, values
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros: attention reads entries that were never written, under a mask that a stray NaN would survive.
+
+    On a CPU the pages take up memory when they are first written, so short rows of a long capacity cost little.
+    """
+    size_bytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size_bytes == 0:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=dtype).view(
+        shape
+    )
 
 
 def _grown(needed: int, first: int) -> int:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from art_torch.adapter_file import AdapterTensors, Site, hash_pair
+from art_torch.frozen_linear import FrozenLinear
 
 BASE_SLOT = -1
 """Slot number of rows that no adapter changes."""
@@ -29,15 +29,14 @@ class Segments:
     """(slot, start, stop) over the flat tokens; tokens in no segment use the base alone."""
 
 
-class SlotLinear(nn.Linear):
+class SlotLinear(FrozenLinear):
     """A frozen linear module with an adapter per slot: y = x W^T + (x A^T) B^T, the scale folded into B.
 
     Source: Hu et al. 2021, "LoRA" (arXiv:2106.09685), equation 3.
     """
 
     def __init__(self, linear: nn.Linear, max_loras: int, lora_rank: int, segments: Segments) -> None:
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        self.weight, self.bias = linear.weight, linear.bias
+        super().__init__(linear)
         like: Any = {"dtype": linear.weight.dtype, "device": linear.weight.device}
         self.a_SRI = torch.zeros(max_loras, lora_rank, linear.in_features, **like)
         self.b_SOR = torch.zeros(max_loras, linear.out_features, lora_rank, **like)
@@ -51,7 +50,7 @@ class SlotLinear(nn.Linear):
         Args:
             input: (1, N, in) or (N, in), N the flat tokens of the pass.
         """
-        out = F.linear(input, self.weight, self.bias)
+        out = super().forward(input)
         if self._segments.current:
             flat_NI, flat_NO = input.view(-1, self.in_features), out.view(-1, self.out_features)
             for slot, start, stop in self._segments.current:

@@ -86,16 +86,12 @@ class Scheduler:
         self.waiting.appendleft(youngest)
 
     def _admit(self) -> None:
-        passed_over: list[Sequence] = []
-        while self.waiting and len(self.running) < self._max_num_seqs:
-            sequence = self.waiting[0]
+        for sequence in list(self.waiting):
             rows, tokens = len(self.running) + 1, max(s.length for s in (sequence, *self.running))
-            if not self._cache.fits(rows, tokens):
+            if rows > self._max_num_seqs or not self._cache.fits(rows, tokens):
                 break
-            self.waiting.popleft()
-            if not self._start(sequence):
-                passed_over.append(sequence)
-        self.waiting.extendleft(reversed(passed_over))
+            if self._start(sequence):
+                self.waiting.remove(sequence)
 
     def _start(self, sequence: Sequence) -> bool:
         """Give a sequence the next row, with as much of it as is known; False: better let another go first."""
@@ -131,10 +127,9 @@ class Scheduler:
                 count = max(1, min(count, left))
                 left -= count
             stop = sequence.computed + count
+            logits = Logits.LAST if stop == sequence.length else Logits.NONE
             if sequence.scores_prompt:
                 logits = Logits.ALL
-            else:
-                logits = Logits.LAST if stop == sequence.length else Logits.NONE
             tokens = sequence.tokens[sequence.computed : stop]
             spans.append(Span(sequence.adapter.slot, sequence.computed, tokens, logits))
         return spans

@@ -13,6 +13,7 @@ from art_core.errors import ConfigError, EngineError
 from art_torch.adapter_table import AdapterTable
 from art_torch.base_model import LoadedBase, load_base
 from art_torch.detokenizer import TextStream
+from art_torch.frozen_linear import freeze_head
 from art_torch.kv_cache import KVCache, default_budget_bytes
 from art_torch.lora_slot import LoRASlots
 from art_torch.model_runner import ModelRunner, probe_layers
@@ -74,6 +75,7 @@ class Serving:
         self.base = base
         self.window = Window(context_tokens, base.info.vocab_size, _eos_token_ids(base))
         shapes = probe_layers(base.model)
+        freeze_head(base.model)
         slots = LoRASlots(base.model, config.options.max_loras, config.lora_rank)
         budget_bytes = default_budget_bytes(base.device)
         cache = KVCache(shapes, base.dtype, base.model.device, budget_bytes)

@@ -27,7 +27,7 @@ def draw(count: int, **sampling: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 2.0])
 def test_frequencies_are_the_softmax(temperature: float) -> None:
-    count = 20_000
+    count = 4_000
     seen = np.bincount(draw(count, temperature=temperature), minlength=5)
     expected = (LOGITS / temperature).softmax(-1).numpy() * count
     assert ((seen - expected) ** 2 / expected).sum() < 18.5  # chi-square, 4 degrees of freedom, p = 0.001
@@ -38,15 +38,15 @@ def test_top_p_keeps_the_smallest_sufficient_set() -> None:
     assert set(draw(300, top_p=0.5)) == {4}
     assert set(draw(300, top_p=0.7)) == {4, 0}
     assert set(draw(600, top_p=0.9)) == {4, 0, 1}
-    seen = np.bincount(draw(20_000, top_p=0.7), minlength=5)
-    assert seen[4] / seen.sum() == pytest.approx(0.636 / (0.636 + 0.234), abs=0.01)
+    seen = np.bincount(draw(4_000, top_p=0.7), minlength=5)
+    assert seen[4] / seen.sum() == pytest.approx(0.636 / (0.636 + 0.234), abs=0.03)
 
 
 def test_top_k_keeps_the_likeliest() -> None:
     assert set(draw(300, top_k=1)) == {4}
     assert set(draw(600, top_k=2)) == {4, 0}
     assert set(draw(600, top_k=3, top_p=0.7)) == {4, 0}
-    assert set(draw(5_000, top_k=99)) == {0, 1, 2, 3, 4}
+    assert set(draw(2_000, top_k=99)) == {0, 1, 2, 3, 4}
 
 
 def test_logprobs_are_before_truncation() -> None:
