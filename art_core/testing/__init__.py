@@ -1,0 +1,26 @@
+"""The conformance kit: subclass one class a contract, give its fixtures, run pytest.
+
+    from art_core.testing import EngineConformance
+
+    class TestMine(EngineConformance):
+        @pytest.fixture(scope="class")
+        def part(self): return load_part("engine", "mine")
+
+        @pytest.fixture(scope="class")
+        def base_model(self): return Path("path/to/a/small/llama")
+
+A test is a promise of the contract: its name and its message say which. What a part declares is tested; what it does
+not declare must be refused. The classes know no part by name and excuse none. Needs the extra ``art-core[testing]``.
+"""
+
+from art_core.testing.engine.adapter import EngineAdapters
+from art_core.testing.engine.answer import EngineAnswers
+from art_core.testing.engine.life import EngineLife
+from art_core.testing.engine.proof import EngineProofs
+
+
+class EngineConformance(EngineLife, EngineProofs, EngineAdapters, EngineAnswers):
+    """Every promise of `art_core.protocols.engine`. Fixtures: `part`, `base_model`; `options` has a default.
+
+    pytest runs base classes from the last to the first, so the tests that end the engine come last.
+    """

@@ -1,0 +1,22 @@
+"""The torch engine keeps every promise of an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from art_core.part import EnginePart
+from art_core.plugins import load_part
+from art_core.testing import EngineConformance
+
+
+class TestTorchEngine(EngineConformance):
+    @pytest.fixture(scope="class")
+    def part(self) -> EnginePart:
+        return cast(EnginePart, load_part("engine", "torch"))
+
+    @pytest.fixture(scope="class")
+    def base_model(self, tiny_model: Path) -> Path:
+        return tiny_model
