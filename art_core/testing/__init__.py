@@ -4,10 +4,12 @@
 
     class TestMine(EngineConformance):
         @pytest.fixture(scope="class")
-        def part(self): return load_part("engine", "mine")
+        @classmethod
+        def part(cls): return load_part("engine", "mine")
 
         @pytest.fixture(scope="class")
-        def base_model(self): return Path("path/to/a/small/llama")
+        @classmethod
+        def base_model(cls): return Path("path/to/a/small/llama")
 
 A test is a promise of the contract: its name and its message say which. What a part declares is tested; what it does
 not declare must be refused. The classes know no part by name and excuse none. Needs the extra ``art-core[testing]``.
@@ -17,6 +19,9 @@ from art_core.testing.engine.adapter import EngineAdapters
 from art_core.testing.engine.answer import EngineAnswers
 from art_core.testing.engine.life import EngineLife
 from art_core.testing.engine.proof import EngineProofs
+from art_core.testing.store import StoreCommits, StoreCopies, StoreDeletions, StoreRaces
+from art_core.testing.trainer.state import TrainerLife, TrainerStates
+from art_core.testing.trainer.step import TrainerSteps
 
 
 class EngineConformance(EngineLife, EngineProofs, EngineAdapters, EngineAnswers):
@@ -24,3 +29,11 @@ class EngineConformance(EngineLife, EngineProofs, EngineAdapters, EngineAnswers)
 
     pytest runs base classes from the last to the first, so the tests that end the engine come last.
     """
+
+
+class TrainerConformance(TrainerLife, TrainerStates, TrainerSteps):
+    """Every promise of `art_core.protocols.trainer`. Fixtures: `part`, `base_model`; `options` has a default."""
+
+
+class StoreConformance(StoreRaces, StoreDeletions, StoreCopies, StoreCommits):
+    """Every promise of `art_core.protocols.store`. Fixture: `part`; `options` has a default."""

@@ -87,7 +87,7 @@ def write_adapter(base_model: Path, directory: Path, shape: AdapterShape) -> Non
     (directory / ADAPTER_CONFIG).write_text(json.dumps(config, indent=1))
 
 
-def edit_tensors(directory: Path, edit: Callable[[Tensors], None]) -> None:
+def edit_tensors(directory: Path, edit: Callable[[Tensors], object]) -> None:
     """Rewrite an adapter's tensors; the name-sorted first one is some module's A, the second the same one's B."""
     tensors: Tensors = load_file(directory / ADAPTER)
     edit(tensors)

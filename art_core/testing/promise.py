@@ -36,7 +36,7 @@ def refused(error: type[Exception], promise: str) -> Iterator[None]:
         yield
     except error:
         return
-    except Exception as other:  # noqa: BLE001 - any other error is the finding, and is reported with its cause
+    except Exception as other:
         message = f"broken promise: {promise}; it raises {error.__name__}; seen: {type(other).__name__}: {other}"
         raise pytest.fail.Exception(message) from other
     pytest.fail(f"broken promise: {promise}; it raises {error.__name__}; seen: no error")

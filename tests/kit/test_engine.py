@@ -14,9 +14,11 @@ from art_core.testing import EngineConformance
 
 class TestTorchEngine(EngineConformance):
     @pytest.fixture(scope="class")
-    def part(self) -> EnginePart:
+    @classmethod
+    def part(cls) -> EnginePart:
         return cast(EnginePart, load_part("engine", "torch"))
 
     @pytest.fixture(scope="class")
-    def base_model(self, tiny_model: Path) -> Path:
+    @classmethod
+    def base_model(cls, tiny_model: Path) -> Path:
         return tiny_model

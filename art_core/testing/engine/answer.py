@@ -26,7 +26,9 @@ class EngineAnswers(EngineCase):
             seen = without.status_code, wrong.status_code
             promised({*seen} <= {401, 403}, f"{path} asks for the key", f"status without and with a wrong key: {seen}")
             right = await bench.client.request(method, path, sent)
-            promised(right.status_code == 200, f"{path} answers with the key", f"{right.status_code} {right.text[:300]}")
+            promised(
+                right.status_code == 200, f"{path} answers with the key", f"{right.status_code} {right.text[:300]}"
+            )
 
     async def test_an_unknown_model_is_404_and_never_the_base(self, bench: EngineBench) -> None:
         """A model name that is not loaded is 404, never the base."""
@@ -70,7 +72,9 @@ class EngineAnswers(EngineCase):
             sequence = np.asarray(answer.prompt + answer.tokens, np.int32)
             scored = (await bench.engine.score(name, [sequence]))[0][len(answer.prompt) :]
             gap = float(np.abs(scored - np.asarray(answer.logprobs)).max())
-            promised(gap <= bench.tolerance_nats, f"sampled logprobs under {name!r} are score's", f"{gap:.3g} nats apart")
+            promised(
+                gap <= bench.tolerance_nats, f"sampled logprobs under {name!r} are score's", f"{gap:.3g} nats apart"
+            )
 
     async def test_logprobs_are_of_the_temperature_that_was_sampled(self, bench: EngineBench) -> None:
         """At temperature t the logprobs of two tokens differ by 1/t times what they differ by at temperature 1."""
@@ -94,7 +98,9 @@ class EngineAnswers(EngineCase):
         need(bench.capabilities, Capability.STREAM_TOKEN_IDS)
         chunks = await bench.client.stream(BASE, "Hello", max_tokens=12)
         tokens = [token for chunk in chunks for token in chunk.get("token_ids") or []]
-        shown: list[dict[str, Any]] = [each for chunk in chunks for each in (chunk["logprobs"] or {}).get("content", [])]
+        shown: list[dict[str, Any]] = [
+            each for chunk in chunks for each in (chunk["logprobs"] or {}).get("content", [])
+        ]
         ended = [chunk["finish_reason"] for chunk in chunks if chunk["finish_reason"]]
         whole = len(tokens) == 12 if ended == ["length"] else 1 <= len(tokens) <= 12
         promised(len(ended) == 1 and whole, "the chunks' token_ids are all sampled ids", f"{len(tokens)} ids, {ended}")

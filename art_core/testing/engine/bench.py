@@ -129,23 +129,27 @@ class EngineCase:
     """
 
     @pytest.fixture(scope="class")
-    def part(self) -> EnginePart:
+    @classmethod
+    def part(cls) -> EnginePart:
         """The part under test, as the plugin registers it."""
         raise NotImplementedError("override the fixture `part`: return load_part('engine', '<your part>')")
 
     @pytest.fixture(scope="class")
-    def base_model(self) -> Path:
+    @classmethod
+    def base_model(cls) -> Path:
         """Directory of a base model that the engine can serve."""
         raise NotImplementedError("override the fixture `base_model`: return the directory of a small model")
 
     @pytest.fixture(scope="class")
-    def options(self, part: EnginePart) -> PartOptions:
+    @classmethod
+    def options(cls, part: EnginePart) -> PartOptions:
         """The part's options; the defaults unless overridden."""
         return part.options()
 
     @pytest_asyncio.fixture(scope="class", loop_scope="session")
+    @classmethod
     async def class_bench(
-        self, part: EnginePart, options: PartOptions, base_model: Path, tmp_path_factory: pytest.TempPathFactory
+        cls, part: EnginePart, options: PartOptions, base_model: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> AsyncIterator[EngineBench]:
         """The class's one engine."""
         bench = EngineBench(part, options, base_model, tmp_path_factory.mktemp("engine-conformance"))

@@ -31,7 +31,12 @@ class EngineProofs(EngineCase):
         """WEIGHT_PROOF: one adapter under two names has one digest; another seed or scale has another."""
         need(bench.capabilities, Capability.WEIGHT_PROOF)
         digests = {}
-        shapes = {"a@1": AdapterShape(1), "b@2": AdapterShape(1), "c@3": AdapterShape(2), "d@4": AdapterShape(1, alpha=4)}
+        shapes = {
+            "a@1": AdapterShape(1),
+            "b@2": AdapterShape(1),
+            "c@3": AdapterShape(2),
+            "d@4": AdapterShape(1, alpha=4),
+        }
         for name, shape in shapes.items():
             digests[name] = (await self._load(bench, name, shape)).slot_digest
             await bench.unload(name)
