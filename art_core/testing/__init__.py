@@ -19,6 +19,7 @@ from art_core.testing.engine.adapter import EngineAdapters
 from art_core.testing.engine.answer import EngineAnswers
 from art_core.testing.engine.life import EngineLife
 from art_core.testing.engine.proof import EngineProofs
+from art_core.testing.publisher import PublisherFailures, PublisherProofs
 from art_core.testing.store import StoreCommits, StoreCopies, StoreDeletions, StoreRaces
 from art_core.testing.trainer.state import TrainerLife, TrainerStates
 from art_core.testing.trainer.step import TrainerSteps
@@ -37,3 +38,7 @@ class TrainerConformance(TrainerLife, TrainerStates, TrainerSteps):
 
 class StoreConformance(StoreRaces, StoreDeletions, StoreCopies, StoreCommits):
     """Every promise of `art_core.protocols.store`. Fixture: `part`; `options` has a default."""
+
+
+class PublisherConformance(PublisherFailures, PublisherProofs):
+    """Every promise of `art_core.protocols.publisher`. Fixture: `part`; `options` has a default."""
