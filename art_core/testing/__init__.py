@@ -24,6 +24,26 @@ from art_core.testing.store import StoreCommits, StoreCopies, StoreDeletions, St
 from art_core.testing.trainer.state import TrainerLife, TrainerStates
 from art_core.testing.trainer.step import TrainerSteps
 
+__all__ = [
+    "EngineAdapters",
+    "EngineAnswers",
+    "EngineConformance",
+    "EngineLife",
+    "EngineProofs",
+    "PublisherConformance",
+    "PublisherFailures",
+    "PublisherProofs",
+    "StoreCommits",
+    "StoreConformance",
+    "StoreCopies",
+    "StoreDeletions",
+    "StoreRaces",
+    "TrainerConformance",
+    "TrainerLife",
+    "TrainerStates",
+    "TrainerSteps",
+]
+
 
 class EngineConformance(EngineLife, EngineProofs, EngineAdapters, EngineAnswers):
     """Every promise of `art_core.protocols.engine`. Fixtures: `part`, `base_model`; `options` has a default.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from art_torch.options import TorchEngineOptions
 
 from art_core.part import EnginePart
 from art_core.plugins import load_part
@@ -17,6 +18,11 @@ class TestTorchEngine(EngineConformance):
     @classmethod
     def part(cls) -> EnginePart:
         return cast(EnginePart, load_part("engine", "torch"))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def options(cls) -> TorchEngineOptions:
+        return TorchEngineOptions(device="cpu", cpu_threads=1)
 
     @pytest.fixture(scope="class")
     @classmethod

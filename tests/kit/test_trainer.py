@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from art_torch.options import TorchTrainerOptions
 
 from art_core.part import TrainerPart
 from art_core.plugins import load_part
@@ -17,6 +18,11 @@ class TestTorchTrainer(TrainerConformance):
     @classmethod
     def part(cls) -> TrainerPart:
         return cast(TrainerPart, load_part("trainer", "torch"))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def options(cls) -> TorchTrainerOptions:
+        return TorchTrainerOptions(device="cpu", cpu_threads=1)
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -33,11 +33,12 @@ class EngineLife(EngineCase):
         promised(bench.spec.log_path.is_file(), "the engine's process writes its log to spec.log_path")
 
     async def test_a_base_model_that_is_not_there_is_refused(self, bench: EngineBench, tmp_path: Path) -> None:
-        """`start` with a spec that can't work is a ConfigError, and nothing is left running."""
+        """`start` with a spec that can't work is a ConfigError, and nothing was launched."""
         engine, before = bench.part.create(bench.options), descendants().keys()
         missing = replace(bench.spec, base_model=str(tmp_path / "no-such-model"), log_path=tmp_path / "engine.log")
         with refused(ConfigError, "start refuses a base model that is missing"):
             await engine.start(missing)
+        promised(not missing.log_path.exists(), "a start that is refused as a ConfigError launches nothing", "its log")
         left = [process for pid, process in descendants().items() if pid not in before]
         promised(not await survivors(left), "a refused start leaves no process", left)
         with refused(EngineUnavailableError, "health of an engine that is not started"):
