@@ -122,10 +122,12 @@ def target_modules(model: PreTrainedModel, lora: LoRAConfig) -> list[str]:
         ConfigError: A target matches none; names it and those that exist.
     """
     linear = _layer_linears(model)
-    if lora.target_modules is None and linear:
+    if not linear:
+        raise ConfigError(f"{type(model).__name__} has no torch.nn.Linear in its decoder layers; LoRA needs one")
+    if lora.target_modules is None:
         return linear
     chosen: set[str] = set()
-    for target in lora.target_modules or ["linear"]:
+    for target in lora.target_modules:
         matches = {name for name in linear if _matches(name, target)}
         if not matches:
             known = nearest(target, {name.rpartition(".")[2] for name in linear})
