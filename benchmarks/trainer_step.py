@@ -29,7 +29,7 @@ import numpy as np
 import psutil
 import torch
 from art_torch.options import TorchTrainerOptions
-from art_torch.packed_model import PackedModel
+from art_torch.train.packed_model import PackedModel
 from art_torch.trainer import TorchTrainer
 from peft import LoraConfig, get_peft_model
 from torch import Tensor

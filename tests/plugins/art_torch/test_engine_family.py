@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from art_torch.options import TorchEngineOptions
-from art_torch.serving import Serving, ServingConfig
+from art_torch.serve.serving import Serving, ServingConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from art_core.errors import ConfigError

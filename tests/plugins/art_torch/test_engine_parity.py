@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from art_torch import scheduler
 from art_torch.options import TorchEngineOptions
-from art_torch.serving import Serving, ServingConfig
+from art_torch.serve import scheduler
+from art_torch.serve.serving import Serving, ServingConfig
 
 from tests.plugins.art_torch.engine_sample import Reference, answer, ids, job, prompt
 

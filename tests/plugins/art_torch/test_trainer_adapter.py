@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from art_torch.adapter import target_modules
 from art_torch.options import TorchTrainerOptions
+from art_torch.train.adapter import target_modules
 from art_torch.trainer import TorchTrainer
 from peft import PeftModel
 from safetensors.torch import load_file, save_file

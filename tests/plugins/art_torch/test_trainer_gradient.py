@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from art_torch.base_model import load_base
-from art_torch.learner import Learner
-from art_torch.metric import Tally
-from art_torch.packing import pack
+from art_torch.train.learner import Learner
+from art_torch.train.metric import Tally
+from art_torch.train.packing import pack
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from art_torch.learner import Learner
-from art_torch.metric import METRICS
-from art_torch.optimizer_state import Optimizer
 from art_torch.options import TorchTrainerOptions
-from art_torch.probe import ProbeRows
+from art_torch.train.learner import Learner
+from art_torch.train.metric import METRICS
+from art_torch.train.optimizer_state import Optimizer
+from art_torch.train.probe import ProbeRows
 from art_torch.trainer import TorchTrainer
 
 from art_core.batch import TrainBatch

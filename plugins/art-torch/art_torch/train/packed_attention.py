@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from art_torch.packing import Span
+from art_torch.train.packing import Span
 
 IMPLEMENTATION = "art_packed"
 """Name under which the attention is registered with transformers."""

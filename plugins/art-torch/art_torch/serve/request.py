@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from art_torch.failure import RequestError, bad_parameter
-from art_torch.sequence import Sampling
+from art_torch.serve.failure import RequestError, bad_parameter
+from art_torch.serve.sequence import Sampling
 
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),

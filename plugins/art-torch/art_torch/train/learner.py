@@ -17,16 +17,16 @@ from art_core.batch import TrainBatch
 from art_core.errors import BatchError, NonFiniteLossError, OutOfMemoryError
 from art_core.protocols.trainer import TrainerSpec
 from art_core.step import StepConfig, StepResult
-from art_torch.adapter import Adapter
 from art_torch.base_model import LoadedBase
-from art_torch.head import score_with_gradient
-from art_torch.loss import TokenLoss, policy_loss
-from art_torch.metric import Tally
-from art_torch.optimizer_state import Optimizer
-from art_torch.packed_model import PackedModel
-from art_torch.packing import Pass, pack, unpacked_tokens
-from art_torch.probe import ProbeRows
 from art_torch.tensor_file import refuse_pickles
+from art_torch.train.adapter import Adapter
+from art_torch.train.head import score_with_gradient
+from art_torch.train.loss import TokenLoss, policy_loss
+from art_torch.train.metric import Tally
+from art_torch.train.optimizer_state import Optimizer
+from art_torch.train.packed_model import PackedModel
+from art_torch.train.packing import Pass, pack, unpacked_tokens
+from art_torch.train.probe import ProbeRows
 
 
 class StepCancelledError(Exception):

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from art_core.batch import TrainBatch
 from art_core.step import PROBE_SEQUENCES, PROBE_TOKENS, Probe
-from art_torch.packed_model import PackedModel
-from art_torch.packing import pack
+from art_torch.train.packed_model import PackedModel
+from art_torch.train.packing import pack
 
 _ROW_TOKENS = PROBE_TOKENS // PROBE_SEQUENCES
 

@@ -1,6 +1,6 @@
 """The engine's process: OpenAI-style HTTP in front of the model thread, and routes of ART's own.
 
-Run as ``python -m art_torch.server <socket fd> <settings fd>`` by `art_torch.engine`, which bound the socket.
+Run as ``python -m art_torch.serve.server <socket fd> <settings fd>`` by `art_torch.engine`, which bound the socket.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from art_core.errors import ArtError, EngineError, NoRouteError, to_wire
 from art_core.process import announce, attach_owner
-from art_torch.chat import render
-from art_torch.failure import RequestError, admin_body, admin_status, unknown_model
 from art_torch.options import TorchEngineOptions
-from art_torch.reply import Choice, Reply, TokenText
-from art_torch.request import ChatBody, Job, TextBody, chat_job, parse, text_job
-from art_torch.serving import Run, Serving, ServingConfig
+from art_torch.serve.chat import render
+from art_torch.serve.failure import RequestError, admin_body, admin_status, unknown_model
+from art_torch.serve.reply import Choice, Reply, TokenText
+from art_torch.serve.request import ChatBody, Job, TextBody, chat_job, parse, text_job
+from art_torch.serve.serving import Run, Serving, ServingConfig
 
 Handler = Callable[[Request], Awaitable[Response]]
 

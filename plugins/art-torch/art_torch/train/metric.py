@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from art_torch.head import Scores
-from art_torch.loss import TokenLoss
-from art_torch.packing import Pass
+from art_torch.train.head import Scores
+from art_torch.train.loss import TokenLoss
+from art_torch.train.packing import Pass
 
 METRICS = {
     "loss/train": "loss of the batch before the update: sum over sampled tokens, divided by their number",
