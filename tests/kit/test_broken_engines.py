@@ -1,21 +1,24 @@
 """Five engines that serve other weights than they were given, on the real torch server: none gets past publication.
 
 One server process a precision makes all five faults (`tests/kit/broken/server.py`). Three real steps are trained on a
-tiny model, at a learning rate that moves its logprobs as a real model's move at a hundredth of it.
+tiny random model, at a learning rate that moves its logprobs about as far as 1e-4 moves a real model's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from art_torch.engine import TorchEngine
 from art_torch.options import TorchEngineOptions, TorchTrainerOptions
 from art_torch.trainer import TorchTrainer
+from safetensors.numpy import load_file, save_file
 
 from art_core.builtin.file import FileStore
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
@@ -37,7 +40,8 @@ FAULTS = ("no-op", "previous", "another", "base", "scale")
 PROVING = Capabilities({Capability.WEIGHT_PROOF: FULL, Capability.SCORE: FULL})
 SCORING = Capabilities({Capability.SCORE: FULL})
 LORA = LoRAConfig(rank=8, alpha=16.0)
-STEP = StepConfig(learning_rate=1e-2, max_grad_norm=1.0)
+STEP = StepConfig(learning_rate=1e-3, max_grad_norm=1.0)
+SHARPER = 16.0
 
 launch = Child.launch
 
@@ -47,7 +51,7 @@ class FaultyEngine(TorchEngine):
 
     async def start_faulty(self, spec: EngineSpec, patch: pytest.MonkeyPatch) -> None:
         async def faulty(argv: Sequence[str], **settings: Any) -> Child:
-            place = argv.index("art_torch.server")
+            place = argv.index("art_torch.serve.server")
             return await launch([*argv[: place - 1], str(SERVER), *argv[place + 1 :]], **settings)
 
         patch.setattr(Child, "launch", faulty)
@@ -56,11 +60,22 @@ class FaultyEngine(TorchEngine):
 
 
 @pytest.fixture(scope="module")
-async def steps(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[StoredCheckpoint]:
+def sharp_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with larger logits; a fresh random one's are so flat that bf16 hardly rounds its logprobs."""
+    directory = tmp_path_factory.mktemp("sharp") / "model"
+    shutil.copytree(tiny_model, directory)
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.embed_tokens.weight"] *= np.float32(SHARPER)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+@pytest.fixture(scope="module")
+async def steps(sharp_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[StoredCheckpoint]:
     """Steps 1 to 3 of a run, trained and stored, each with its probe."""
     run = RunDirectory(tmp_path_factory.mktemp("run"))
     trainer, store, stored = TorchTrainer(TorchTrainerOptions(device="cpu")), FileStore(), []
-    info = await trainer.start(TrainerSpec(str(tiny_model), LORA), None)
+    info = await trainer.start(TrainerSpec(str(sharp_model), LORA), None)
     for step in (1, 2, 3):
         result = await trainer.step(make_batch(info.model, BatchShape(step, groups=4)), STEP)
         directory = run.stage()
@@ -76,7 +91,7 @@ async def steps(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> l
 
 @pytest.fixture(scope="module")
 async def engines(
-    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+    sharp_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Mapping[str, TorchEngine]]:
     """A faulty engine in fp32 and one in bf16."""
     root = tmp_path_factory.mktemp("faulty")
@@ -86,7 +101,7 @@ async def engines(
     }
     with pytest.MonkeyPatch.context() as patch:
         for dtype, engine in made.items():
-            spec = EngineSpec(str(tiny_model), "base-model", LORA.rank, root / f"{dtype}.log")
+            spec = EngineSpec(str(sharp_model), "base-model", LORA.rank, root / f"{dtype}.log")
             await engine.start_faulty(spec, patch)
     yield made
     await asyncio.gather(*(engine.stop() for engine in made.values()))

@@ -9,7 +9,7 @@ import numpy as np
 from art_core.capability import Capability
 from art_core.errors import EngineError
 from art_core.testing.adapter import AdapterShape
-from art_core.testing.engine.bench import BASE, EngineBench, EngineCase, gather
+from art_core.testing.engine.bench import BASE, EngineBench, EngineCase, alike, gather
 from art_core.testing.promise import promised, refused
 
 
@@ -24,16 +24,16 @@ class EngineAdapters(EngineCase):
         await bench.client.complete("own@1", bench.tokens(4), max_tokens=1)
         await bench.load("own@2", 2)
         second = await bench.fingerprint("own@2")
-        promised(not bench.alike(first, base), "an adapter does not answer as the base")
-        promised(not bench.alike(second, base), "a second adapter does not answer as the base")
-        promised(not bench.alike(first, second), "two adapters answer differently")
-        promised(bench.alike(await bench.fingerprint("own@1"), first), "a loaded adapter is not changed by the next")
-        promised(bench.alike(await bench.fingerprint(BASE), base), "the base is not changed by adapters")
+        promised(not alike(bench, first, base), "an adapter does not answer as the base")
+        promised(not alike(bench, second, base), "a second adapter does not answer as the base")
+        promised(not alike(bench, first, second), "two adapters answer differently")
+        promised(alike(bench, await bench.fingerprint("own@1"), first), "a loaded adapter is not changed by the next")
+        promised(alike(bench, await bench.fingerprint(BASE), base), "the base is not changed by adapters")
 
     async def test_an_adapter_equal_to_the_base_answers_as_the_base(self, bench: EngineBench) -> None:
         """An adapter with B = 0, as step 0 is, changes nothing."""
         await bench.load("zero@0", 1, strength=0.0)
-        same = bench.alike(await bench.fingerprint("zero@0"), await bench.fingerprint(BASE))
+        same = alike(bench, await bench.fingerprint("zero@0"), await bench.fingerprint(BASE))
         promised(same, "an adapter with B = 0 answers as the base")
 
     async def test_names_asked_together_answer_each_with_its_own_weights(self, bench: EngineBench) -> None:
@@ -44,7 +44,7 @@ class EngineAdapters(EngineCase):
         alone = {name: await bench.fingerprint(name) for name in names}
         together = await gather(bench.fingerprint(name) for name in names * 3)
         for name, seen in zip(names * 3, together, strict=True):
-            promised(bench.alike(seen, alone[name]), f"{name!r} asked beside others answers with its own weights")
+            promised(alike(bench, seen, alone[name]), f"{name!r} asked beside others answers with its own weights")
 
     async def test_health_lists_every_name_with_its_directory(self, bench: EngineBench) -> None:
         """`health().adapters` maps each adapter's name to the directory it was loaded from; idle, nothing runs."""
@@ -63,7 +63,7 @@ class EngineAdapters(EngineCase):
             with refused(EngineError, f"load_adapter refuses {name!r}, a name in use"):
                 await bench.engine.load_adapter(name, other)
             promised((await bench.engine.health()).adapters == listed, "a refused load leaves the list as it was")
-            promised(bench.alike(await bench.fingerprint(name), before), f"a refused load leaves {name!r}'s weights")
+            promised(alike(bench, await bench.fingerprint(name), before), f"a refused load leaves {name!r}'s weights")
 
     async def test_a_full_engine_refuses_and_goes_on_serving(self, bench: EngineBench) -> None:
         """`Endpoint.max_adapters` can be loaded at once; one more is an EngineError until one is unloaded."""
@@ -76,7 +76,7 @@ class EngineAdapters(EngineCase):
             await bench.engine.load_adapter("more@1", more)
         listed = set((await bench.engine.health()).adapters)
         promised(listed == {f"full@{n}" for n in range(count)}, "a refused load leaves the list as it was", listed)
-        alike = bench.alike(await bench.fingerprint("full@0"), await bench.fingerprint(f"full@{count - 1}"))
+        alike = alike(bench, await bench.fingerprint("full@0"), await bench.fingerprint(f"full@{count - 1}"))
         promised(alike, "every one of max_adapters answers with its weights")
         await bench.unload("full@0")
         await bench.engine.load_adapter("more@1", more)
@@ -99,7 +99,7 @@ class EngineAdapters(EngineCase):
         new = await bench.fingerprint("fresh@1")
         await bench.load("again@1", 2)
         seen = await bench.fingerprint("again@1")
-        promised(bench.alike(seen, new) and not bench.alike(seen, old), "a name loaded anew has the new weights only")
+        promised(alike(bench, seen, new) and not alike(bench, seen, old), "a name loaded anew has the new weights only")
 
     async def test_requests_in_flight_finish_with_the_unloaded_weights(self, bench: EngineBench) -> None:
         """`unload_adapter`: requests in flight on the name finish, with its weights."""

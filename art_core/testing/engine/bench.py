@@ -111,9 +111,10 @@ class EngineBench:
         answer = await self.client.complete(name, self.tokens(24), max_tokens=16, temperature=0)
         return np.asarray(answer.tokens + [-1] * (16 - len(answer.tokens)), np.float32)
 
-    def alike(self, first: NDArray[np.float32], second: NDArray[np.float32]) -> bool:
-        """Whether two fingerprints are of the same weights."""
-        return bool(np.abs(first - second).max() <= self.tolerance_nats)
+
+def alike(bench: EngineBench, first: NDArray[np.float32], second: NDArray[np.float32]) -> bool:
+    """Whether two fingerprints are of the same weights."""
+    return bool(np.abs(first - second).max() <= bench.tolerance_nats)
 
 
 async def gather(calls: Iterable[Any]) -> list[Any]:

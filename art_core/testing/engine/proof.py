@@ -9,7 +9,7 @@ from art_core.capability import Capability
 from art_core.errors import CapabilityError, CheckpointCorruptError, NoRouteError
 from art_core.protocols.engine import LoadedAdapter
 from art_core.testing.adapter import DAMAGES, AdapterShape
-from art_core.testing.engine.bench import BASE, EngineBench, EngineCase
+from art_core.testing.engine.bench import BASE, EngineBench, EngineCase, alike
 from art_core.testing.promise import need, promised, refused
 
 
@@ -55,7 +55,9 @@ class EngineProofs(EngineCase):
             with refused(CheckpointCorruptError, f"load_adapter refuses {damage}"):
                 await bench.engine.load_adapter("bad@1", stored)
         promised((await bench.engine.health()).adapters == listed, "a refused adapter is not listed")
-        promised(bench.alike(await bench.fingerprint("good@1"), before), "a refused adapter changes no other's weights")
+        promised(
+            alike(bench, await bench.fingerprint("good@1"), before), "a refused adapter changes no other's weights"
+        )
         await bench.load("after@1", 2)
 
     async def test_score_gives_a_logprob_per_token_and_0_for_the_first(self, bench: EngineBench) -> None:
@@ -106,7 +108,7 @@ class EngineProofs(EngineCase):
         await bench.engine.sleep(level)
         await bench.engine.wake()
         for name, fingerprint in before.items():
-            same = bench.alike(await bench.fingerprint(name), fingerprint)
+            same = alike(bench, await bench.fingerprint(name), fingerprint)
             promised(same, f"after sleep({level}) and wake {name!r} answers as before")
 
     async def _load(self, bench: EngineBench, name: str, shape: AdapterShape) -> LoadedAdapter:

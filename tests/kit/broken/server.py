@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from art_torch.adapter_file import AdapterTensors, read_adapter
-from art_torch.adapter_table import AdapterTable
-from art_torch.lora_slot import LoRASlots
-from art_torch.server import main
+from art_torch.serve.adapter_file import AdapterTensors, read_adapter
+from art_torch.serve.adapter_table import AdapterTable
+from art_torch.serve.lora_slot import LoRASlots
+from art_torch.serve.server import main
 
 from art_core.protocols.engine import LoadedAdapter
 
