@@ -46,17 +46,10 @@ SHARPER = 16.0
 launch = Child.launch
 
 
-class FaultyEngine(TorchEngine):
-    """The torch engine with the faulty server in place of its own."""
-
-    async def start_faulty(self, spec: EngineSpec, patch: pytest.MonkeyPatch) -> None:
-        async def faulty(argv: Sequence[str], **settings: Any) -> Child:
-            place = argv.index("art_torch.serve.server")
-            return await launch([*argv[: place - 1], str(SERVER), *argv[place + 1 :]], **settings)
-
-        patch.setattr(Child, "launch", faulty)
-        await self.start(spec)
-        patch.setattr(Child, "launch", launch)
+async def launch_faulty(argv: Sequence[str], **settings: Any) -> Child:
+    """`Child.launch`, with the faulty server in place of the engine's own."""
+    place = argv.index("art_torch.serve.server")
+    return await launch([*argv[: place - 1], str(SERVER), *argv[place + 1 :]], **settings)
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +89,13 @@ async def engines(
     """A faulty engine in fp32 and one in bf16."""
     root = tmp_path_factory.mktemp("faulty")
     made = {
-        dtype: FaultyEngine(TorchEngineOptions(device="cpu", dtype=dtype, cpu_threads=1))  # type: ignore[arg-type]
+        dtype: TorchEngine(TorchEngineOptions(device="cpu", dtype=dtype, cpu_threads=1))  # type: ignore[arg-type]
         for dtype in ("float32", "bfloat16")
     }
     with pytest.MonkeyPatch.context() as patch:
-        for dtype, engine in made.items():
-            spec = EngineSpec(str(sharp_model), "base-model", LORA.rank, root / f"{dtype}.log")
-            await engine.start_faulty(spec, patch)
+        patch.setattr(Child, "launch", launch_faulty)
+        specs = [EngineSpec(str(sharp_model), "base-model", LORA.rank, root / f"{dtype}.log") for dtype in made]
+        await asyncio.gather(*(engine.start(spec) for engine, spec in zip(made.values(), specs, strict=True)))
     yield made
     await asyncio.gather(*(engine.stop() for engine in made.values()))
 

@@ -76,8 +76,8 @@ class EngineAdapters(EngineCase):
             await bench.engine.load_adapter("more@1", more)
         listed = set((await bench.engine.health()).adapters)
         promised(listed == {f"full@{n}" for n in range(count)}, "a refused load leaves the list as it was", listed)
-        alike = alike(bench, await bench.fingerprint("full@0"), await bench.fingerprint(f"full@{count - 1}"))
-        promised(alike, "every one of max_adapters answers with its weights")
+        first, last = await bench.fingerprint("full@0"), await bench.fingerprint(f"full@{count - 1}")
+        promised(alike(bench, first, last), "every one of max_adapters answers with its weights")
         await bench.unload("full@0")
         await bench.engine.load_adapter("more@1", more)
 
