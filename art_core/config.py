@@ -128,9 +128,7 @@ class PartOptions(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(
-                f"{cls.part!r} option {where!r} is {first['input']!r}: {first['msg']}"
-            ) from error
+            raise ConfigError(f"{cls.part!r} option {where!r} is {first['input']!r}: {first['msg']}") from error
 
 
 @dataclass(frozen=True)

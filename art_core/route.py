@@ -114,6 +114,19 @@ class RouteTable:
             self._route = Route(policy, MappingProxyType({**served, policy.step: policy}))
             return self._route
 
+    def readmit(self, policy: PublishedPolicy) -> None:
+        """Serve an older step again under its own name; the default does not move.
+
+        Raises:
+            RouteError: It is not older than the default.
+        """
+        with self._lock:
+            default = self.current().policy
+            if policy.step >= default.step:
+                raise RouteError(f"step {policy.step} is not older than the default; use flip", step=policy.step)
+            served = {**self.current().served, policy.step: policy}
+            self._route = Route(default, MappingProxyType(dict(sorted(served.items()))))
+
     def current(self) -> Route:
         """What is served now.
 
@@ -166,10 +179,7 @@ class RouteTable:
         raise NoRouteError(f"no model {model!r} is served; {nearest(model, self.names())}")
 
     def lease(self, step: int) -> Lease:
-        """Keep a step served for as long as the caller needs it, e.g. for an evaluation.
-
-        Args:
-            step: A served step.
+        """Keep a served step served for as long as the caller needs it, e.g. for an evaluation.
 
         Raises:
             NoRouteError: The step is not served.
