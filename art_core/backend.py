@@ -198,7 +198,8 @@ async def _serve_again(backend: Backend, step: int) -> None:
             step=step,
         )
     await _free_slot(backend, timeout_s=0)
-    backend.route.readmit(await backend.publisher.publish(backend.route.public_name(step), stored[step]))
+    policy = await backend.publisher.publish(backend.route.public_name(step), stored[step])
+    backend.route.flip(policy, keep_default=True)
 
 
 async def _free_slot(backend: Backend, timeout_s: float) -> None:

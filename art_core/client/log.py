@@ -21,7 +21,7 @@ from art_core.run import RunDirectory
 from art_core.trajectory import History, Trajectory, TrajectoryGroup, as_item
 
 _LEARNING = {"loss", "objective", "offpolicy", "sample_efficiency", "data", "discarded"}
-_RUNNING = {"pipeline", "pipeline_settings", "queue", "throughput", "time", "costs", "vllm", "engine", "publish"}
+_RUNNING = {"pipeline", "pipeline_settings", "queue", "throughput", "time", "costs", "engine", "publish"}
 SECTIONS = frozenset({"train", "val", "test"} | _LEARNING | _RUNNING)
 """First parts of a metric's name that stay as they are; any other name is put under the split."""
 

@@ -105,7 +105,7 @@ class Model(RunState, Generic[ConfigT]):
                 else "In order to create an OpenAI client you must provide an `inference_api_key` and "
                 "`inference_base_url`."
             )
-        return openai_client(self.inference_base_url, self.inference_api_key)
+        return openai_client(self.inference_base_url, self.inference_api_key, managed=self.trainable)
 
     def get_inference_name(self, step: int | None = None) -> str:
         """The model name to put in a request.
