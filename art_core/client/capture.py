@@ -42,13 +42,13 @@ async def trajectory(coroutine: Coroutine[Any, Any, object]) -> Trajectory:
 
 
 @overload
-def current_trajectory(*, required: Literal[True]) -> Trajectory:
+def current_trajectory(*, required: Literal[True]) -> Trajectory:  # noqa: D418 - every public name has one
     """One that must be there."""
     ...
 
 
 @overload
-def current_trajectory(*, required: bool = False) -> Trajectory | None:
+def current_trajectory(*, required: bool = False) -> Trajectory | None:  # noqa: D418
     """One that may be missing."""
     ...
 
