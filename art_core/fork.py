@@ -62,7 +62,7 @@ async def fork_checkpoint(store: CheckpointStore, source: ForkSource, target: Fo
         RunLockedError: Another process holds the target.
         StoreError: The system refuses.
     """
-    original = await _find(store, source)
+    original = await find_checkpoint(store, source)
     await asyncio.to_thread(_require_same, source, original, target)
     run = RunDirectory.create_or_open(target.root, target.project, target.run, target.base_model, target.lora)
     try:
@@ -83,7 +83,17 @@ async def fork_checkpoint(store: CheckpointStore, source: ForkSource, target: Fo
         run.close()
 
 
-async def _find(store: CheckpointStore, source: ForkSource) -> StoredCheckpoint:
+async def find_checkpoint(store: CheckpointStore, source: ForkSource) -> StoredCheckpoint:
+    """The newest whole checkpoint of a run, up to a step.
+
+    Args:
+        store: Holds the run.
+        source: Which run, and up to which step.
+
+    Raises:
+        ConfigError: A name is not a plain one.
+        CheckpointNotFoundError: There is none.
+    """
     path = run_path(source.root, source.project, source.run)
     stored = await store.list(path)
     limit = source.not_after_step

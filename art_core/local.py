@@ -13,7 +13,7 @@ from typing import Any, Self, TypedDict, Unpack
 from art_core.backend import Backend, BackendSpec, delete_steps, hold, open_backend
 from art_core.client.config import LocalTrainArgs, lora_config, step_config
 from art_core.client.dev import EngineArgs, InitArgs, InternalModelConfig, TrainerArgs, validate_internal_config
-from art_core.client.fork import ForkArgs, fork_source
+from art_core.client.fork import ForkArgs, PullArgs, fork_model, pull_model
 from art_core.client.model import Model, TrainableModel
 from art_core.client.pin import pinned, pinned_step
 from art_core.client.result import LocalTrainResult
@@ -21,11 +21,11 @@ from art_core.compose import Choice, Selection, compose, compose_store
 from art_core.config import Environment, LoRAConfig, Timeouts
 from art_core.errors import ConfigError, nearest
 from art_core.events import Observers
-from art_core.fork import ForkTarget, fork_checkpoint
 from art_core.loop import train_step
 from art_core.model_source import resolve_base_model
 from art_core.plugins import Plugins
 from art_core.protocols.engine import EngineSpec
+from art_core.protocols.store import CheckpointStore
 from art_core.protocols.trainer import TrainerSpec
 from art_core.run import RunDirectory
 from art_core.step import StepConfig
@@ -193,15 +193,17 @@ class LocalBackend:
     async def _experimental_fork_checkpoint(
         self, model: TrainableModel[Any], from_model: str, **options: Unpack[ForkArgs]
     ) -> None:
-        source = fork_source(model, from_model, self._path, options)
         if (model.project, model.run_name) in self._sessions:
             raise ConfigError(
                 f"model {model.name!r} is registered already; fork before `await model.register(backend)`"
             )
-        base = await resolve_base_model(model.base_model, Environment.read().cache)
-        lora = lora_config(model.lora_config)
-        target = ForkTarget(self._path, model.project, model.run_name, model.base_model, base, lora)
-        await fork_checkpoint(compose_store(self._options.get("store"), self._plugins), source, target)
+        await fork_model(self._store(), self._path, model, from_model, options)
+
+    async def _experimental_pull_model_checkpoint(self, model: Model[Any], **options: Unpack[PullArgs]) -> str:
+        return str(await pull_model(self._store(), self._path, model, options))
+
+    def _store(self) -> CheckpointStore:
+        return compose_store(self._options.get("store"), self._plugins)
 
     async def _get_step(self, model: TrainableModel[Any]) -> int:
         return self._session(model).backend.route.current().policy.step

@@ -11,8 +11,12 @@ from pydantic import BaseModel
 import art
 from art.local import LocalBackend
 from art.utils import iterate_dataset
+from art_core.builtin.file import FileStore
 from art_core.checkpoint import verify
-from art_core.errors import CapabilityError, ConfigError
+from art_core.config import LoRAConfig
+from art_core.errors import CapabilityError, CheckpointNotFoundError, ConfigError
+from art_core.run import RunDirectory
+from tests.staged import stage_step
 
 
 class Scenario(BaseModel):
@@ -32,7 +36,9 @@ SCENARIOS = [Scenario(id=str(n), prompt=f"Count to {n}.") for n in range(1, 5)]
 
 
 @art.retry(exceptions=(OSError,))
-async def rollout(model: art.TrainableModel[ProjectPolicyConfig], scenario: Scenario) -> art.Trajectory:
+async def rollout(
+    model: art.TrainableModel[ProjectPolicyConfig], scenario: Scenario, attempt: int = 0
+) -> art.Trajectory:
     trajectory = art.Trajectory(
         messages_and_choices=[{"role": "user", "content": scenario.prompt}], metadata={"scenario_id": scenario.id}
     )
@@ -41,7 +47,7 @@ async def rollout(model: art.TrainableModel[ProjectPolicyConfig], scenario: Scen
             model=model.get_inference_name(), messages=trajectory.messages(), max_tokens=model.config.max_tokens
         )
     trajectory.messages_and_choices.append(completion.choices[0])
-    trajectory.reward = len(completion.choices[0].message.content or "") / 10
+    trajectory.reward = attempt / 10  # what a random model says is worth nothing; the steps must still differ
     trajectory.metrics["correct"] = 1.0
     return trajectory.finish()
 
@@ -53,7 +59,10 @@ async def train(backend: LocalBackend, model: art.TrainableModel[ProjectPolicyCo
         if batch.step == steps:
             break
         groups = await art.gather_trajectory_groups(
-            (art.trajectory_group(rollout(model, scenario) for _ in range(3)) for scenario in batch.items),
+            (
+                art.trajectory_group(rollout(model, scenario, attempt) for attempt in range(3))
+                for scenario in batch.items
+            ),
             pbar_desc="gather",
             max_exceptions=1,
         )
@@ -92,6 +101,8 @@ async def test_a_run_is_trained_forked_and_goes_on_under_another_name(tmp_path: 
         assert await first.get_step() == 3
 
         await backend._experimental_fork_checkpoint(second, from_model="agent-001", not_after_step=2, verbose=True)
+        pulled = await backend._experimental_pull_model_checkpoint(second, step=2, local_path=tmp_path / "copy")
+        assert verify(Path(pulled)).run == "agent-002"
         await second.register(backend)
         assert await second.get_step() == 2
         with pytest.raises(ConfigError, match="'agent-002' is registered already; fork before"):
@@ -125,10 +136,31 @@ def check_what_was_written(runs: Path) -> None:
 async def test_what_a_fork_is_refused_for_before_anything_starts(tmp_path: Path, tiny_model: Path) -> None:
     model = art.TrainableModel(name="new", project="tests", base_model=str(tiny_model))
     backend = LocalBackend(path=tmp_path)
-    with pytest.raises(CapabilityError, match=r"from_s3_bucket='bucket'\) is not implemented: only directories"):
+    with pytest.raises(
+        CapabilityError, match=r"from_s3_bucket='bucket'\) is not implemented: checkpoints are read from directories"
+    ):
         await backend._experimental_fork_checkpoint(model, "old", from_s3_bucket="bucket")  # type: ignore[typeddict-item]
     with pytest.raises(ConfigError, match=r"'from_modle'|'not_after'; did you mean 'not_after_step'"):
         await backend._experimental_fork_checkpoint(model, "old", not_after=3)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="not_after_step is -1; allowed: 0 or more"):
         await backend._experimental_fork_checkpoint(model, "old", not_after_step=-1)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_checkpoint_is_pulled_by_step(tmp_path: Path) -> None:
+    model, backend = art.TrainableModel(name="m", project="p", base_model="tiny"), LocalBackend(path=tmp_path)
+    run = RunDirectory.create_or_open(tmp_path, "p", "m", "tiny", LoRAConfig())
+    with pytest.raises(CheckpointNotFoundError, match="has no checkpoint"):
+        await backend._experimental_pull_model_checkpoint(model)
+    for step in (1, 3):
+        await FileStore().commit(run.path, stage_step(run.path, step))
+    for asked, step in ((None, 3), ("latest", 3), (1, 1)):
+        found = await backend._experimental_pull_model_checkpoint(model, step=asked)  # type: ignore[typeddict-item]
+        assert Path(found) == run.step_directory(step)
+    copy = await backend._experimental_pull_model_checkpoint(model, step=1, local_path=str(tmp_path / "copy"))
+    assert (Path(copy), verify(Path(copy)).step) == (tmp_path / "copy", 1)
+    with pytest.raises(CheckpointNotFoundError, match="step 2 of 'm' is not stored; the newest before is 1"):
+        await backend._experimental_pull_model_checkpoint(model, step=2)
+    with pytest.raises(CapabilityError, match=r"s3_bucket='b'\) is not implemented"):
+        await backend._experimental_pull_model_checkpoint(model, s3_bucket="b")  # type: ignore[typeddict-item]
+    run.close()
