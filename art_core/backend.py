@@ -12,14 +12,14 @@ from art_core.base_model import ModelInfo, require_same_base
 from art_core.checkpoint import StoredCheckpoint, write_manifest
 from art_core.compose import Parts
 from art_core.config import Timeouts
-from art_core.errors import ConfigError
+from art_core.errors import ConfigError, NoRouteError
 from art_core.events import Observers
 from art_core.gateway import Gateway
 from art_core.protocols.engine import Endpoint, EngineSpec, InferenceEngine
 from art_core.protocols.publisher import Publisher
 from art_core.protocols.store import CheckpointStore
 from art_core.protocols.trainer import Trainer, TrainerInfo, TrainerSpec
-from art_core.route import RouteTable
+from art_core.route import Lease, RouteTable
 from art_core.run import RunDirectory
 
 A = TypeVar("A")
@@ -162,8 +162,48 @@ async def make_room(backend: Backend) -> None:
     Raises:
         PublishTimeoutError: All slots stayed busy.
     """
-    slots, timeouts = backend.endpoint.max_adapters, backend.spec.timeouts
-    for policy in await backend.route.make_room(slots, keep=1, timeout_s=timeouts.slot_s):
+    await _free_slot(backend, backend.spec.timeouts.slot_s)
+
+
+async def hold(backend: Backend, step: int) -> Lease:
+    """Lease a step; one that is stored but no longer served is published again under its own name, and proved.
+
+    A step that is served is leased at once, also while another is being trained. One that is not waits for that,
+    because an engine loads one adapter at a time. The default does not move.
+
+    Args:
+        backend: Open.
+        step: A stored step, not newer than the default.
+
+    Raises:
+        NoRouteError: The step is not stored, or was never published.
+        PublishTimeoutError: Every adapter slot is in use.
+        PublishError: It can't be served.
+    """
+    if step not in backend.route.current().served:
+        async with backend.lock:
+            if step not in backend.route.current().served:
+                await _serve_again(backend, step)
+            return backend.route.lease(step)
+    return backend.route.lease(step)
+
+
+async def _serve_again(backend: Backend, step: int) -> None:
+    newest = backend.route.current().policy.step
+    stored = {each.step: each for each in await backend.store.list(backend.spec.run.path) if each.step <= newest}
+    if step not in stored:
+        raise NoRouteError(
+            f"step {step} of {backend.spec.name!r} is neither served nor stored; stored: "
+            f"{', '.join(map(str, stored)) or 'none'}",
+            step=step,
+        )
+    await _free_slot(backend, timeout_s=0)
+    policy = await backend.publisher.publish(backend.route.public_name(step), stored[step])
+    backend.route.flip(policy, keep_default=True)
+
+
+async def _free_slot(backend: Backend, timeout_s: float) -> None:
+    for policy in await backend.route.make_room(backend.endpoint.max_adapters, keep=1, timeout_s=timeout_s):
         await backend.publisher.retract(policy)
 
 

@@ -73,7 +73,6 @@ def compose(choice: Choice, plugins: Plugins, log_directory: Path, timeouts: Tim
     environment = Environment.read()
     engine, engine_options = _select(plugins, "engine", choice.engine, environment.engine)
     trainer, trainer_options = _select(plugins, "trainer", choice.trainer, environment.trainer)
-    store, store_options = _select(plugins, "store", choice.store, environment.store)
     publisher, publisher_options = _select(plugins, "publisher", choice.publisher, environment.publisher)
     engine_part = cast(EnginePart, engine)
     made = engine_part.create(_merge(engine, engine_options, choice.engine_options, choice.foreign_options))
@@ -85,9 +84,23 @@ def compose(choice: Choice, plugins: Plugins, log_directory: Path, timeouts: Tim
         engine_capabilities=engine.capabilities,
         trainer=TrainerWorker(trainer_part.name, values, log_path, timeouts, trainer_part.environment),
         trainer_name=trainer.name,
-        store=cast(StorePart, store).create(store_options),
+        store=compose_store(choice.store, plugins),
         publisher=cast(PublisherPart, publisher).create(publisher_options, made, engine.capabilities),
     )
+
+
+def compose_store(selection: Selection, plugins: Plugins) -> CheckpointStore:
+    """The store alone, as `compose` would make it.
+
+    Args:
+        selection: What the caller chose.
+        plugins: Where a named part is found.
+
+    Raises:
+        PluginError: The named part can't be used.
+    """
+    part, options = _select(plugins, "store", selection, Environment.read().store)
+    return cast(StorePart, part).create(options)
 
 
 def _select(plugins: Plugins, kind: Kind, selection: Selection, named: str | None) -> tuple[Part, PartOptions]:

@@ -16,6 +16,7 @@
       ├ EngineError
       │ ├ EngineStartError
       │ ├ EngineUnavailableError     retryable
+      │ │ └ LocalServingUnavailableError   retryable
       │ └ StaleWeightsError
       ├ TrainerError
       │ ├ TrainerStartError
@@ -132,6 +133,10 @@ class EngineUnavailableError(EngineError):
     """The inference engine does not answer, or has died."""
 
     retryable = True
+
+
+class LocalServingUnavailableError(EngineUnavailableError):
+    """The address that serves a trained model can't be reached: its backend is closed, or its process has ended."""
 
 
 class StaleWeightsError(EngineError):
