@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
 from typing import Self
@@ -84,11 +84,13 @@ class RouteTable:
         """The name of a step, served or not: ``<name>@<step>``."""
         return f"{self.name}@{step}"
 
-    def flip(self, policy: PublishedPolicy) -> Route:
+    def flip(self, policy: PublishedPolicy, beside: Iterable[PublishedPolicy] | None = None) -> Route:
         """Make a published step the default; requests in flight keep the step they started with.
 
         Args:
             policy: A step newer than the default; any step where nothing is served yet.
+            beside: Given where the engine was started again: the default may stay the same step, and older steps that
+                are still served take these policies, or go if they are not among these. None: they stay as they are.
 
         Returns:
             What is served from now on.
@@ -104,14 +106,18 @@ class RouteTable:
                 step=policy.step,
             )
         with self._lock:
-            if self._route is not None and policy.step <= self._route.policy.step:
+            lowest = self._route.policy.step + (beside is None) if self._route is not None else 0
+            if self._route is not None and policy.step < lowest:
                 raise RouteError(
                     f"step {policy.step} can't become the default of {self.name!r}: step {self._route.policy.step} "
                     f"is served already, and the default only moves forward",
                     step=policy.step,
                 )
             served = self._route.served if self._route is not None else {}
+            if beside is not None:
+                served = {each.step: each for each in beside if each.step in served}
             self._route = Route(policy, MappingProxyType({**served, policy.step: policy}))
+            self._wake()
             return self._route
 
     def current(self) -> Route:
