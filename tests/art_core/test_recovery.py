@@ -77,8 +77,7 @@ async def opened(root: Path, **timeouts: Any) -> AsyncIterator[Scene]:
     async with httpx.AsyncClient(base_url=gateway.base_url, headers=headers, timeout=20) as client:
         yield Scene(engine, publisher, route, gateway, recovery, client, run)
     await recovery.close()
-    await engine.stop()
-    await asyncio.to_thread(gateway.close)
+    await asyncio.gather(engine.stop(), asyncio.to_thread(gateway.close))
 
 
 @pytest.fixture
