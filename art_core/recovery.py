@@ -2,9 +2,10 @@
 
     dead -> requests refused -> stopped -> started -> steps published again -> route -> gateway follows
 
-Runs as a task of the event loop in which the model was registered; a program that blocks that loop delays it. It and
-whoever else asks the engine for adapters take turns, so that a publication never meets a start. Old processes can't
-leave adapters behind, and what a failed call left in a living engine goes too: the engine holds what the route serves.
+Runs as a task of the event loop in which the model was registered, or of the one that calls `train` next where that
+has ended; a program that blocks the loop delays it. It and whoever else asks the engine for adapters take turns, so
+that a publication never meets a start. What a failed call left in a living engine goes too: the engine holds what the
+route serves.
 """
 
 from __future__ import annotations
@@ -60,8 +61,7 @@ class Recovery:
         self._gateway = gateway
         self._timeouts = timeouts
         self._start_s = 1.0
-        self._turn = asyncio.Lock()
-        self._settled = asyncio.Event()
+        self._turn, self._settled = asyncio.Lock(), asyncio.Event()
         self._settled.set()
         self._lost: str | None = None
         self._silent_since: float | None = None
@@ -85,8 +85,7 @@ class Recovery:
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if not self._settled.is_set():
-            self._lose("the engine died, and the backend was closed before it was back")
+        self._lose("the backend is closed; register the model again")
 
     def require(self) -> None:
         """Refuse, before any work, what needs an engine that will not come back.
@@ -96,6 +95,11 @@ class Recovery:
         """
         if self._lost is not None:
             raise EngineDiedError(self._lost)
+        if self._task is not None and self._task.done():  # its event loop has ended; asyncio's locks end with theirs
+            settled, self._turn, self._settled = self._settled.is_set(), asyncio.Lock(), asyncio.Event()
+            if settled:
+                self._settled.set()
+            self._task = asyncio.create_task(self._watch(), name="art-recovery")
 
     async def run(self, action: Callable[[], Awaitable[T]]) -> T:
         """Do something with the engine's adapters: alone, with the engine up, again if it dies meanwhile.
@@ -107,6 +111,7 @@ class Recovery:
             EngineDiedError: The engine will not come back.
         """
         while True:
+            self.require()
             await self._settled.wait()
             async with self._turn:
                 self.require()

@@ -47,6 +47,11 @@ class Scene:
         body = {"model": model, "messages": [{"role": "user", "content": "Hi"}]}
         return await self.client.post("/chat/completions", json=body)
 
+    async def close(self) -> None:
+        await self.client.aclose()
+        await self.recovery.close()
+        await asyncio.gather(self.engine.stop(), asyncio.to_thread(self.gateway.close))
+
     async def back(self) -> None:
         """Wait until the engine has come back, or will not."""
         async with asyncio.timeout(10):
@@ -58,8 +63,7 @@ async def nothing() -> None:
     pass
 
 
-@asynccontextmanager
-async def opened(root: Path, **timeouts: Any) -> AsyncIterator[Scene]:
+async def build(root: Path, **timeouts: Any) -> Scene:
     engine, route, run = MortalEngine(), RouteTable("agent", BASE), Run(root / "run", 0.01)
     spec, limits = EngineSpec(BASE, BASE, 4, root / "engine.log"), Timeouts(health_s=LOOK_S, **timeouts)
     publisher = ReloadPublisher(ReloadOptions(), engine, Capabilities({Capability.WEIGHT_PROOF: FULL}))
@@ -74,10 +78,15 @@ async def opened(root: Path, **timeouts: Any) -> AsyncIterator[Scene]:
     recovery.watch(start_s=8)
     engine.starting.clear()
     headers = {"authorization": f"Bearer {gateway.api_key}"}
-    async with httpx.AsyncClient(base_url=gateway.base_url, headers=headers, timeout=20) as client:
-        yield Scene(engine, publisher, route, gateway, recovery, client, run)
-    await recovery.close()
-    await asyncio.gather(engine.stop(), asyncio.to_thread(gateway.close))
+    client = httpx.AsyncClient(base_url=gateway.base_url, headers=headers, timeout=20)
+    return Scene(engine, publisher, route, gateway, recovery, client, run)
+
+
+@asynccontextmanager
+async def opened(root: Path, **timeouts: Any) -> AsyncIterator[Scene]:
+    scene = await build(root, **timeouts)
+    yield scene
+    await scene.close()
 
 
 @pytest.fixture
@@ -325,7 +334,7 @@ async def test_closing_during_a_start_ends_it_and_tells_who_waits(scene: Scene) 
     waiting = asyncio.create_task(scene.recovery.run(nothing))
     await asyncio.sleep(0)
     await scene.recovery.close()
-    with pytest.raises(EngineDiedError, match="the backend was closed"):
+    with pytest.raises(EngineDiedError, match="the backend is closed"):
         await waiting
     await scene.recovery.close()
     assert scene.engine.starts == 2 and scene.engine.dead
@@ -336,3 +345,29 @@ async def test_a_failed_publication_is_still_its_own_error_when_the_engine_is_si
     with pytest.raises(PublishError, match="no answer"):
         await scene.recovery.run(lambda: scene.publisher.publish("agent@3", scene.run.train()))
     scene.engine.silent = None
+
+
+@pytest.mark.parametrize("half_way", [False, True], ids=["idle", "in the middle of a start"])
+def test_a_second_event_loop_takes_over_from_one_that_has_ended(tmp_path: Path, half_way: bool) -> None:
+    """As a program does that calls `asyncio.run` once per call of ours."""
+
+    async def first() -> Scene:
+        scene = await build(tmp_path)
+        if half_way:
+            scene.engine.may_start.clear()
+            await scene.engine.kill()
+            await scene.engine.starting.wait()
+        return scene
+
+    async def second(scene: Scene) -> None:
+        scene.engine.may_start.set()
+        stored = scene.run.train()
+        scene.route.flip(await scene.recovery.run(lambda: scene.publisher.publish("agent@3", stored)))
+        assert (await scene.ask()).json()["choices"][0]["policy_step"] == 3
+        await scene.close()
+
+    scene = asyncio.run(first())
+    if not half_way:
+        asyncio.run(scene.engine.kill())
+    asyncio.run(second(scene))
+    assert scene.engine.starts == (3 if half_way else 2)
