@@ -107,11 +107,18 @@ async def test_engine_killed_mid_step_the_step_is_published_once_it_is_back(tmp_
     assert stored_steps(tmp_path) == [0, 1, 2]
 
 
-async def test_ctrl_c_mid_step(tmp_path: Path, tiny_model: Path) -> None:
+@pytest.mark.parametrize("engine", ["alive", pytest.param("being started again", marks=pytest.mark.heavy)])
+async def test_ctrl_c_mid_step(tmp_path: Path, tiny_model: Path, engine: str) -> None:
     async with victim(tmp_path, tiny_model, 1000) as process:
         await until(process, "served")
         family = psutil.Process(process.pid).children(recursive=True)
-        await until(process, "training")
+        if engine != "alive":
+            parts_of(process)["engine"].kill()
+            while not (born := set(psutil.Process(process.pid).children(recursive=True)) - set(family)):
+                await asyncio.sleep(0)
+            family += born
+        else:
+            await until(process, "training")
         process.send_signal(signal.SIGINT)
         await process.communicate()
         assert process.returncode in (-signal.SIGINT, 130)

@@ -137,12 +137,18 @@ async def test_killed_while_four_streams_run(alive: Alive) -> None:
 async def test_killed_during_a_load_the_same_call_of_train_goes_on(
     alive: Alive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine is stopped before it can read the request, and killed once the request is on its way."""
-    real, deaths = alive.backend.engine.load_adapter, []
+    """The engine is stopped before it can read the request, and killed once the request is on its way.
+
+    An answer is under way too: its client, an unchanged one, asks again by itself.
+    """
+    real, deaths, asked = alive.backend.engine.load_adapter, list[float](), list[asyncio.Task[Any]]()
 
     async def load(name: str, stored: Any) -> Any:
         if deaths:
             return await real(name, stored)
+        asked.append(asyncio.create_task(alive.ask("phoenix", max_tokens=400)))
+        while not alive.backend.route.in_flight():
+            await asyncio.sleep(0)
         process = alive.engine
         process.suspend()
         loading = asyncio.create_task(real(name, stored))
@@ -156,6 +162,7 @@ async def test_killed_during_a_load_the_same_call_of_train_goes_on(
     before = alive.backend.route.current().policy.step
     assert await alive.train() == before + 1
     assert len(deaths) == 1
+    assert (await asked[0]).model in {f"phoenix@{before}", f"phoenix@{before + 1}"}
     assert (await alive.ask("phoenix")).model == f"phoenix@{before + 1}"
     await alive.whole()
 
