@@ -161,8 +161,8 @@ class Recovery:
             while not self._settled.is_set():
                 start = time.monotonic()
                 if not self._may_restart(start - self._starting_s):
-                    await self._engine.stop()
                     self._lose(self._too_often())
+                    await self._engine.stop()
                     return
                 try:
                     await self._restart()
