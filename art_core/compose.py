@@ -15,7 +15,6 @@ from art_core.plugins import Kind, Plugins
 from art_core.protocols.engine import InferenceEngine
 from art_core.protocols.publisher import Publisher
 from art_core.protocols.store import CheckpointStore
-from art_core.protocols.trainer import Trainer
 from art_core.worker import TrainerWorker
 
 _log = logging.getLogger("art.compose")
@@ -51,7 +50,7 @@ class Parts:
     engine: InferenceEngine
     engine_name: str
     engine_capabilities: Capabilities
-    trainer: Trainer
+    trainer: TrainerWorker
     trainer_name: str
     store: CheckpointStore
     publisher: Publisher

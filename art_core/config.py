@@ -72,12 +72,23 @@ def take_owner_fds() -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Every time-out of ART in one table; seconds."""
+    """Every time-out of ART in one table; seconds, but for the one count."""
 
     engine_start_s: float = 600.0
     """From launching the engine's process until it answers."""
     engine_stop_s: float = 10.0
     """From asking the engine to stop until it is killed."""
+    health_s: float = 0.5
+    """Between two looks at whether the engine lives: so soon a dead one is noticed, at a few milliseconds a look."""
+    engine_silence_s: float = 60.0
+    """An engine that lives but has not answered a look for so long counts as dead. Far above a busy engine's pauses:
+    being started again cuts every request."""
+    engine_restarts: int = 3
+    """How often a dead engine is started again within `engine_restart_window_s`. One that goes on dying has a cause
+    that a new start does not mend (memory, driver, a request that kills it), and a program that waits should hear it.
+    """
+    engine_restart_window_s: float = 600.0
+    """See `engine_restarts`. The time that starting takes does not count, so that a slow engine is judged alike."""
     trainer_start_s: float = 600.0
     """From launching the trainer's process until the base model is loaded."""
     trainer_stop_s: float = 10.0

@@ -16,6 +16,7 @@
       ├ EngineError
       │ ├ EngineStartError
       │ ├ EngineUnavailableError     retryable
+      │ │ ├ EngineDiedError
       │ │ └ LocalServingUnavailableError   retryable
       │ └ StaleWeightsError
       ├ TrainerError
@@ -133,6 +134,12 @@ class EngineUnavailableError(EngineError):
     """The inference engine does not answer, or has died."""
 
     retryable = True
+
+
+class EngineDiedError(EngineUnavailableError):
+    """The inference engine's process has ended; it answers again only once it is started again."""
+
+    retryable = False
 
 
 class LocalServingUnavailableError(EngineUnavailableError):
