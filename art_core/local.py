@@ -14,7 +14,7 @@ from art_core.client.config import LocalTrainArgs, lora_config, step_config
 from art_core.client.dev import EngineArgs, InitArgs, InternalModelConfig, TrainerArgs, validate_internal_config
 from art_core.client.model import Model, TrainableModel
 from art_core.client.result import LocalTrainResult
-from art_core.compose import Choice, Selection, compose
+from art_core.compose import Choice, compose
 from art_core.config import Environment, LoRAConfig, Timeouts
 from art_core.errors import ConfigError, nearest
 from art_core.events import Observers
@@ -24,6 +24,7 @@ from art_core.plugins import Plugins
 from art_core.protocols.engine import EngineSpec
 from art_core.protocols.trainer import TrainerSpec
 from art_core.run import RunDirectory
+from art_core.selection import EngineSelection, PublisherSelection, StoreSelection, TrainerSelection, is_object
 from art_core.step import StepConfig
 from art_core.trajectory import TrajectoryGroup
 
@@ -35,10 +36,10 @@ class LocalBackendArgs(TypedDict, total=False):
     """Both values end with the client; a service that outlives it comes later."""
     path: str | Path | None
     """Root of all runs; default ``.art``."""
-    engine: Selection
-    trainer: Selection
-    store: Selection
-    publisher: Selection
+    engine: EngineSelection
+    trainer: TrainerSelection
+    store: StoreSelection
+    publisher: PublisherSelection
     observers: Sequence[object]
     """Objects with `hookimpl` observer methods."""
     timeouts: Timeouts
@@ -191,6 +192,11 @@ class LocalBackend:
 
     def _choice(self, config: InternalModelConfig, trainer_options: dict[str, Any]) -> Choice:
         options = self._options
+        if self._sessions and is_object(options.get("engine")):
+            raise ConfigError(
+                "the engine object given to this LocalBackend serves a model already; give each model a LocalBackend "
+                "and an engine of its own, or name an engine"
+            )
         return Choice(
             engine=options.get("engine"),
             trainer=options.get("trainer"),
