@@ -126,10 +126,12 @@ def _unnamed(plugins: Plugins, kind: Kind, named: str | None) -> Selected:
         return _named(plugins, kind, PRESET[kind], "preset")
     part = plugins.best(kind)
     others = [each for each in plugins.candidates(kind) if each.part != part]
-    beaten = [f"{each.part.name} ({each.part.priority})" for each in others if each.unusable is None]
-    unusable = [f"{each.part.name} can't work here ({each.unusable})" for each in others if each.unusable]
-    rest = "; ".join([f"before {', '.join(beaten)}"] * bool(beaten) + unusable) or f"the only {kind} installed"
-    return Selected(part, part.options(), f"highest priority of those usable here ({part.priority}): {rest}")
+    beaten = [f"{each.part.name!r} ({each.part.priority})" for each in others if each.unusable is None]
+    unusable = [f"{each.part.name!r} can't work here: {each.unusable}" for each in others if each.unusable]
+    reason = (
+        f"highest priority ({part.priority}) before {', '.join(beaten)}" if beaten else f"the only {kind} usable here"
+    )
+    return Selected(part, part.options(), "; ".join([f"automatic, {reason}", *unusable]))
 
 
 def _named(plugins: Plugins, kind: Kind, name: str, reason: str) -> Selected:
