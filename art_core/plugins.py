@@ -7,7 +7,7 @@ each on its own, and reports the broken ones beside the good; each part says its
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Literal
@@ -192,11 +192,12 @@ def _collect(
             raise PluginConflictError(f"plugin {name!r} registers two {kind}s of that name")
         into[kind, name] = part
 
-    others = [plugin for plugin in manager.get_plugins() if plugin is not module]
-    hook = manager.subset_hook_caller(f"art_register_{kind}s", remove_plugins=others)
-    call: Callable[..., object] = hook
+    # this module's own, one by one: a hook call would ask every other plugin to register again
+    hook: pluggy.HookCaller = manager.hook.__dict__[f"art_register_{kind}s"]
     try:
-        call(register=register)
+        for implementation in hook.get_hookimpls():
+            if implementation.plugin is module:
+                implementation.function(*(register for _ in implementation.argnames))
     except PluginError:
         raise
     except (Exception, SystemExit) as error:

@@ -147,7 +147,8 @@ def _imported(trainer: str) -> Callable[[Mapping[str, Any]], Trainer]:
         advice = "install it for this interpreter, or put its directory on PYTHONPATH before the run starts"
         raise PluginLoadError(f"trainer {trainer!r} can't be imported: {error}; {advice}") from error
     if not callable(found.get(name)):
-        raise PluginNotFoundError(f"trainer {trainer!r}: {module} has no callable {name!r}; {nearest(name, found)}")
+        offered = [each for each, value in found.items() if callable(value) and not each.startswith("_")]
+        raise PluginNotFoundError(f"trainer {trainer!r}: {module} has no callable {name!r}; {nearest(name, offered)}")
     return cast(Callable[[Mapping[str, Any]], Trainer], found[name])
 
 
