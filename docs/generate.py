@@ -103,7 +103,7 @@ def section(distribution: str, kind: Kind, part: Part) -> str:
 
 def option_rows(cls: type[PartOptions]) -> Iterator[tuple[str, ...]]:
     """A row for each option of a part."""
-    sentences, types = docstrings(cls), annotations(cls)
+    sentences, types = docstrings(cls), written_types(cls)
     for name, field in cls.model_fields.items():
         limits = [
             f"{sign} {getattr(each, word)}" for each in field.metadata for word, sign in SIGNS if word in dir(each)
@@ -130,7 +130,7 @@ def parts() -> Iterator[tuple[str, Kind, Part]]:
 
 def variables() -> list[tuple[str, ...]]:
     """Environment variables: a field's docstring starts with the variable's name."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, _, default, sentence in fields(Environment):
         variable, _, rest = sentence.partition(": ")
         if not re.fullmatch(r"`[A-Z_]+`", variable):
@@ -181,7 +181,7 @@ def docstrings(cls: type) -> Mapping[str, str]:
     return found
 
 
-def annotations(cls: type) -> Mapping[str, str]:
+def written_types(cls: type) -> Mapping[str, str]:
     """Field to its type as it is written, aliases of literals spelled out."""
     aliases = {name: repr(value) for name, value in vars(sys.modules[cls.__module__]).items() if is_literal(value)}
     written = {
