@@ -37,9 +37,13 @@ class LocalBackendArgs(TypedDict, total=False):
     path: str | Path | None
     """Root of all runs; default ``.art``."""
     engine: EngineSelection
+    """A name, options, an `EnginePart` or an engine; an engine object serves one model."""
     trainer: TrainerSelection
+    """A name, options, or ``module:callable``."""
     store: StoreSelection
+    """A name, options, a `StorePart` or a store."""
     publisher: PublisherSelection
+    """A name, options, a `PublisherPart`, a function of the engine and its capabilities, or a publisher."""
     observers: Sequence[object]
     """Objects with `hookimpl` observer methods."""
     timeouts: Timeouts
