@@ -62,7 +62,7 @@ def load_base(
     info = ModelInfo(
         identity=BaseIdentity(name=base_model, digest=base_digest(directory)),
         vocab_size=model.config.get_text_config().vocab_size,
-        context_tokens=model.config.get_text_config().max_position_embeddings,
+        context_tokens=_context_tokens(base_model, model),
         chat_template=tokenizer.chat_template,
         dtype=str(kind).removeprefix("torch."),
     )
@@ -136,6 +136,16 @@ def _require_causal(base_model: str, model: PreTrainedModel, loading: dict[str, 
             f"base model {base_model!r} lacks {len(missing)} weights, the first is {missing[0]!r}; "
             "give a directory whose safetensors files are whole"
         )
+
+
+def _context_tokens(base_model: str, model: PreTrainedModel) -> int:
+    try:
+        return int(model.config.get_text_config().max_position_embeddings)
+    except AttributeError as error:
+        raise ConfigError(
+            f"base model {base_model!r} is a {type(model).__name__}, whose config has no max_position_embeddings; "
+            "choose a transformer with attention in every layer"
+        ) from error
 
 
 def _load_tokenizer(base_model: str, directory: Path) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""The torch inference engine as ART sees it: launches `art_torch.server` and speaks to it. Imports no torch."""
+"""The torch inference engine as ART sees it: launches `art_torch.serve.server` and speaks to it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,8 @@ from art_core.config import Timeouts
 from art_core.errors import CapabilityError, EngineError, EngineStartError, EngineUnavailableError, from_wire
 from art_core.process import Child, ProcessError
 from art_core.protocols.engine import Endpoint, EngineHealth, EngineSpec, LoadedAdapter
-from art_torch.options import TorchEngineOptions
+from art_torch.options import ENVIRONMENT, TorchEngineOptions
 
-_ENVIRONMENT = {
-    # Threads of a parallel region spin a few microseconds, then sleep: the trainer shares the cores.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "2000",
-}
 _INFO = TypeAdapter(ModelInfo)
 
 
@@ -117,9 +112,9 @@ class TorchEngine:
             fds = (listener.fileno(), settings.fileno())
             try:
                 child = await Child.launch(
-                    [sys.executable, "-P", "-m", "art_torch.server", *map(str, fds)],
+                    [sys.executable, "-P", "-m", "art_torch.serve.server", *map(str, fds)],
                     log_path=spec.log_path,
-                    env=_ENVIRONMENT,
+                    env=ENVIRONMENT,
                     pass_fds=fds,
                 )
             except ProcessError as error:

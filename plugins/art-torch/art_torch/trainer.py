@@ -21,8 +21,8 @@ from art_core.errors import ArtError, CheckpointError, ConfigError, TrainerError
 from art_core.protocols.trainer import TrainerInfo, TrainerSpec
 from art_core.step import StepConfig, StepResult
 from art_torch.base_model import load_base
-from art_torch.learner import Learner
 from art_torch.options import TorchTrainerOptions
+from art_torch.train.learner import Learner
 
 _log = logging.getLogger("art.trainer")
 _DISTRIBUTIONS = ("art-torch", "torch", "transformers", "peft")

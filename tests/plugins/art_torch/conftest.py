@@ -11,7 +11,7 @@ import httpx
 import pytest
 from art_torch.engine import TorchEngine
 from art_torch.options import TorchEngineOptions
-from art_torch.serving import Serving, ServingConfig
+from art_torch.serve.serving import Serving, ServingConfig
 
 from art_core.protocols.engine import EngineSpec
 from tests.plugins.art_torch.engine_sample import EngineServer, write_adapter

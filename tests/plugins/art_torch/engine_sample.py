@@ -10,10 +10,10 @@ import httpx
 import numpy as np
 import torch
 from art_torch.engine import TorchEngine
-from art_torch.reply import Choice
-from art_torch.request import Job
-from art_torch.sequence import Sampling
-from art_torch.serving import Serving
+from art_torch.serve.reply import Choice
+from art_torch.serve.request import Job
+from art_torch.serve.sequence import Sampling
+from art_torch.serve.serving import Serving
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 

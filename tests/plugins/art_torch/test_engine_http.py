@@ -174,6 +174,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (TEXT, {"prompt": [1] * 512}, r"'prompt' is '512 tokens'; allowed: at most 511"),
     (TEXT, {"prompt": {"a": 1}}, r"parameter 'prompt"),
     (TEXT, {}, r"'prompt' is 'missing'"),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": "x" * 600}]},
+        r"'messages' is '6\d\d tokens'; allowed: at most",
+    ),
     (CHAT, {"messages": []}, r"'messages' is \[\]"),
     (CHAT, {"messages": MESSAGES, "top_logprobs": 2}, r"'top_logprobs' is 2.*'logprobs' to true"),
     (CHAT, {"messages": MESSAGES, "tools": [{"type": "function"}]}, r"'tools' is .* does not support it"),

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from art_torch import scheduler
-from art_torch.serving import Serving
+from art_torch.options import TorchEngineOptions
+from art_torch.serve import scheduler
+from art_torch.serve.serving import Serving, ServingConfig
 
 from tests.plugins.art_torch.engine_sample import Reference, answer, ids, job, prompt
 
@@ -98,3 +99,18 @@ async def test_context_can_be_filled_to_the_last_token(serving: Serving, referen
     np.testing.assert_allclose(
         [token.logprob for token in choice.tokens], reference.sampled("base", p, choice), atol=1e-4
     )
+
+
+async def test_bfloat16_serves_within_its_precision(
+    tiny_model: Path, engine_adapters: dict[str, Path], reference: Reference
+) -> None:
+    options = TorchEngineOptions(device="cpu", dtype="bfloat16", cpu_threads=1)
+    serving = Serving.load(ServingConfig(options, str(tiny_model), "base", lora_rank=8))
+    serving.adapters.load("a", engine_adapters["a"])
+    serving.thread.start(asyncio.get_running_loop())
+    p = prompt(20, 12)
+    (based,), (adapted,) = await asyncio.gather(*(answer(serving, job(n, p, max_tokens=6)) for n in ("base", "a")))
+    serving.thread.stop()
+    for name, choice in (("base", based), ("a", adapted)):
+        got = [token.logprob for token in choice.tokens]
+        np.testing.assert_allclose(got, reference.sampled(name, p, choice), atol=0.1)

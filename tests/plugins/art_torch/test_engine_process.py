@@ -130,7 +130,7 @@ async def test_a_cancelled_start_leaves_no_process(tiny_model: Path, tmp_path: P
     children = subprocess.run(
         ["ps", "-o", "args=", "--ppid", str(os.getpid())], check=True, stdout=subprocess.PIPE, text=True
     )
-    servers = [line for line in children.stdout.splitlines() if "art_torch.server" in line]
+    servers = [line for line in children.stdout.splitlines() if "art_torch.serve.server" in line]
     assert len(servers) <= 1  # the session's own engine, at most
 
 

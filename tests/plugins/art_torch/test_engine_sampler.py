@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from art_torch.sampler import sample
-from art_torch.sequence import Sampling, Sequence
+from art_torch.serve.sampler import sample
+from art_torch.serve.sequence import Sampling, Sequence
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0])
 

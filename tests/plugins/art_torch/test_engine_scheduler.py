@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from art_torch.model_runner import ModelRunner, Span
-from art_torch.reply import Choice
-from art_torch.serving import Serving
+from art_torch.serve.model_runner import ModelRunner, Span
+from art_torch.serve.reply import Choice
+from art_torch.serve.serving import Serving
 
 from art_core.errors import EngineError, NoRouteError
 from tests.plugins.art_torch.engine_sample import Reference, answer, ids, job, prompt, write_adapter

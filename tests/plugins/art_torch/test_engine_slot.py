@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from art_torch.adapter_file import AdapterTensors
-from art_torch.adapter_table import AdapterTable
 from art_torch.base_model import load_base
-from art_torch.lora_slot import LoRASlots
+from art_torch.serve.adapter_file import AdapterTensors
+from art_torch.serve.adapter_table import AdapterTable
+from art_torch.serve.lora_slot import LoRASlots
 from safetensors.torch import load_file, save_file
 
 from art_core.errors import CheckpointCorruptError, EngineError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from art_torch.detokenizer import TextStream
+from art_torch.serve.detokenizer import TextStream
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 TEXT = "naïve – 日本語 🙂👩‍👩‍👧 end"

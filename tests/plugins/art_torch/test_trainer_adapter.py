@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from art_torch.options import TorchTrainerOptions
+from art_torch.train.adapter import target_modules
 from art_torch.trainer import TorchTrainer
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from art_core.config import LoRAConfig
 from art_core.errors import CheckpointCorruptError, CheckpointError, ConfigError
@@ -93,6 +94,12 @@ async def test_a_target_that_matches_no_layer_linear_is_refused_by_name(tiny_mod
     trainer = TorchTrainer(TorchTrainerOptions(device="cpu"))
     with pytest.raises(ConfigError, match=rf"LoRA target '{target}' matches no .*LlamaForCausalLM.*q_proj"):
         await trainer.start(spec(tiny_model, LoRAConfig(target_modules=["k_proj", target])), None)
+
+
+def test_a_model_without_linear_layers_is_refused() -> None:
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=16, bos_token_id=0, eos_token_id=0)
+    with pytest.raises(ConfigError, match=r"GPT2LMHeadModel has no torch\.nn\.Linear"):
+        target_modules(GPT2LMHeadModel(config), LORA)
 
 
 def _overwrite(name: str, content: bytes) -> Callable[[Path], None]:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from art_torch.base_model import load_base
-from art_torch.learner import Learner
-from art_torch.metric import Tally
-from art_torch.packing import pack
+from art_torch.train.learner import Learner
+from art_torch.train.metric import Tally
+from art_torch.train.packing import pack
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -56,10 +56,11 @@ def learner(model: Path, checkpointing: bool = False) -> Learner:
 
 
 def packed_gradients(made: Learner, batch: TrainBatch, config: StepConfig) -> tuple[Gradients, Tally]:
-    tally = Tally()
+    tally = Tally(np.full(batch.tokens_BT.shape, np.nan, np.float32))
     made._optimizer.clear_gradients()
     for packed in pack(batch.tokens_BT, batch.loss_mask_BT, batch.group_ids_B, config.microbatch_tokens):
         made._backward(packed, batch, config, tally)
+    np.testing.assert_array_equal(np.isfinite(tally.logprobs_BT), batch.loss_mask_BT)
     return {name: parameter.grad.clone() for name, parameter in made._adapter.parameters.items()}, tally
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from art_torch.head import score, score_with_gradient
-from art_torch.loss import policy_loss
+from art_torch.train.head import score, score_with_gradient
+from art_torch.train.loss import policy_loss
 from numpy.typing import NDArray
 from torch import nn
 
@@ -96,7 +96,7 @@ def test_the_heads_chunks_give_logprob_entropy_and_gradient_of_a_float64_softmax
         picked = logp[np.arange(7), targets]
         return float(slope @ picked), picked, -(np.exp(logp) * logp).sum(1)
 
-    monkeypatch.setattr("art_torch.head._CHUNK_LOGITS", 33)  # three tokens a chunk, the last chunk short
+    monkeypatch.setattr("art_torch.train.head._CHUNK_LOGITS", 33)  # three tokens a chunk, the last chunk short
     arguments = (
         head,
         torch.from_numpy(hidden).float(),

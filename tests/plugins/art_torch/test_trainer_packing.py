@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from art_torch.packed_attention import Block, Layout
-from art_torch.packing import Pass, Span, common_prefix, pack, unpacked_tokens
+from art_torch.train.packed_attention import Block, Layout
+from art_torch.train.packing import Pass, Span, common_prefix, pack, unpacked_tokens
 
 from tests.plugins.art_torch.trainer_case import PROMPT_TOKENS, make_batch
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from art_torch.learner import Learner
-from art_torch.metric import METRICS
-from art_torch.optimizer_state import Optimizer
 from art_torch.options import TorchTrainerOptions
-from art_torch.probe import ProbeRows
+from art_torch.train.learner import Learner
+from art_torch.train.metric import METRICS
+from art_torch.train.optimizer_state import Optimizer
+from art_torch.train.probe import ProbeRows
 from art_torch.trainer import TorchTrainer
 
 from art_core.batch import TrainBatch
@@ -220,7 +220,30 @@ async def test_the_probe_is_of_the_batch_small_and_moves_with_the_weights(traine
         for logprobs in (probe.before[i], probe.after[i]):
             assert (logprobs[~probe.scored[i]] == 0).all() and (logprobs[probe.scored[i]] < 0).all()
         assert np.abs(probe.after[i] - probe.before[i])[probe.scored[i]].max() > 1e-3
-    assert np.array_equal((await trainer.step(batch, FAST)).probe.before[0], probe.after[0])
+    again = (await trainer.step(batch, FAST)).probe
+    np.testing.assert_allclose(again.before[0], probe.after[0], atol=1e-5)
+
+
+async def test_the_probe_is_at_temperature_1_whatever_was_sampled_at(
+    trainer: TorchTrainer, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training passes' own logprobs serve where they are at temperature 1; else the probe is scored for itself."""
+    scored, score = [], ProbeRows.score
+
+    def counted(rows: ProbeRows, *arguments: Any) -> Any:
+        scored.append(score(rows, *arguments))
+        return scored[-1]
+
+    monkeypatch.setattr(ProbeRows, "score", counted)
+    batch, probes = make_batch(), []
+    for temperature, calls in ((1.0, 1), (0.5, 2)):
+        await trainer.start(spec(tiny_model), None)
+        scored.clear()
+        temperatures_BT = np.full_like(batch.temperatures_BT, temperature)
+        probes.append((await trainer.step(replace(batch, temperatures_BT=temperatures_BT), FAST)).probe)
+        assert len(scored) == calls
+    for one, two in zip(probes[0].before, probes[1].before, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
 
 
 def test_the_probe_scores_at_most_its_share_of_a_long_sequence() -> None:
@@ -419,3 +442,17 @@ async def test_a_start_that_can_t_work_says_why(tiny_model: Path, tmp_path: Path
     (broken / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises((TrainerStartError, ConfigError), match="broken"):
         await trainer.start(spec(broken), None)
+
+
+async def test_a_half_precision_base_keeps_the_adapter_in_float32(tiny_model: Path) -> None:
+    trainer = TorchTrainer(TorchTrainerOptions(device="cpu", dtype="bfloat16", gradient_checkpointing=True))
+    info = await trainer.start(spec(tiny_model), None)
+    assert info.model.dtype == "bfloat16"
+    exact = await started(tiny_model)
+    batch = make_batch()
+    seen, expected = [(await t.step(batch, FAST)).metrics for t in (trainer, exact)]
+    assert seen["loss/train"] == pytest.approx(expected["loss/train"], rel=0.05)
+    assert seen["loss/grad_norm"] == pytest.approx(expected["loss/grad_norm"], rel=0.1)
+    assert trainer._learner is not None
+    for parameter in trainer._learner._adapter.parameters.values():
+        assert parameter.dtype == torch.float32 and parameter.grad is None

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from art_torch.adapter_table import Adapter
-from art_torch.detokenizer import TextStream
+from art_torch.serve.adapter_table import Adapter
+from art_torch.serve.detokenizer import TextStream
 
 
 @dataclass(frozen=True)

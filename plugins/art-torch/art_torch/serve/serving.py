@@ -10,19 +10,19 @@ from typing import Self
 import torch
 
 from art_core.errors import ConfigError, EngineError
-from art_torch.adapter_table import AdapterTable
 from art_torch.base_model import LoadedBase, load_base
-from art_torch.detokenizer import TextStream
 from art_torch.frozen_linear import freeze_head
-from art_torch.kv_cache import KVCache, default_budget_bytes
-from art_torch.lora_slot import LoRASlots
-from art_torch.model_runner import ModelRunner, probe_layers
-from art_torch.model_thread import ModelThread
 from art_torch.options import TorchEngineOptions
-from art_torch.prefix_cache import PrefixCache
-from art_torch.request import Job, Window
-from art_torch.scheduler import Scheduler
-from art_torch.sequence import Sampling, Sequence, TokenLogprob, Update
+from art_torch.serve.adapter_table import AdapterTable
+from art_torch.serve.detokenizer import TextStream
+from art_torch.serve.kv_cache import KVCache, default_budget_bytes
+from art_torch.serve.lora_slot import LoRASlots
+from art_torch.serve.model_runner import ModelRunner, probe_layers
+from art_torch.serve.model_thread import ModelThread
+from art_torch.serve.prefix_cache import PrefixCache
+from art_torch.serve.request import Job, Window
+from art_torch.serve.scheduler import Scheduler
+from art_torch.serve.sequence import Sampling, Sequence, TokenLogprob, Update
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from art_torch.kv_cache import KVCache
-from art_torch.model_runner import Logits, Span
-from art_torch.prefix_cache import Entry, PrefixCache, common_prefix
-from art_torch.sequence import Sequence
+from art_torch.serve.kv_cache import KVCache
+from art_torch.serve.model_runner import Logits, Span
+from art_torch.serve.prefix_cache import Entry, PrefixCache, common_prefix
+from art_torch.serve.sequence import Sequence
 
 _PREFILL_TOKENS = 512
 """Most prompt tokens in one pass: running sequences wait for them."""

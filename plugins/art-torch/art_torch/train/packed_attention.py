@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from art_torch.packing import Span
+from art_torch.train.packing import Span
 
 IMPLEMENTATION = "art_packed"
 """Name under which the attention is registered with transformers."""
@@ -54,6 +54,11 @@ class Layout:
     blocks: tuple[Block, ...]
     place_L: Tensor
     """Where each token's result stands in the concatenated results of the blocks, int64."""
+
+    @property
+    def repeats_keys(self) -> bool:
+        """Whether a prefix is a key of more than one span."""
+        return any(block.visible_S1nm is not None for block in self.blocks)
 
     @classmethod
     def of(cls, spans: Sequence[Span], device: torch.device) -> Layout:
@@ -98,6 +103,10 @@ def packed_attention(
     """
     layout, scaling, window = options["layout"], options.get("scaling"), options.get("sliding_window")
     assert isinstance(layout, Layout)
+    assert scaling is None or isinstance(scaling, float)
+    assert window is None or isinstance(window, int)
+    if not layout.repeats_keys:
+        return _attend(query, key, value, layout, scaling, window)[None], None
     # The gathered keys repeat a prefix once per branch: recomputed in the backward pass, they cost time (little) and
     # no memory beyond one layer's.
     result_LHD = checkpoint(

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG
 from art_core.config import LoRAConfig
 from art_core.errors import CheckpointCorruptError, ConfigError, nearest
-from art_torch.low_rank import LowRankLinear
 from art_torch.tensor_file import read_bytes, read_tensors
+from art_torch.train.low_rank import LowRankLinear
 
 _PREFIX = "base_model.model."
 """What PEFT's files put before a parameter's name."""
@@ -122,10 +122,12 @@ def target_modules(model: PreTrainedModel, lora: LoRAConfig) -> list[str]:
         ConfigError: A target matches none; names it and those that exist.
     """
     linear = _layer_linears(model)
-    if lora.target_modules is None and linear:
+    if not linear:
+        raise ConfigError(f"{type(model).__name__} has no torch.nn.Linear in its decoder layers; LoRA needs one")
+    if lora.target_modules is None:
         return linear
     chosen: set[str] = set()
-    for target in lora.target_modules or ["linear"]:
+    for target in lora.target_modules:
         matches = {name for name in linear if _matches(name, target)}
         if not matches:
             known = nearest(target, {name.rpartition(".")[2] for name in linear})

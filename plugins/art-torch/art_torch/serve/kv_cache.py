@@ -11,6 +11,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -33,7 +34,7 @@ class Prefix:
 
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """Memory it holds."""
         return sum(k.nbytes + v.nbytes for k, v in self.layers)

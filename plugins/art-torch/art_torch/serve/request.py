@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from art_torch.failure import RequestError, bad_parameter
-from art_torch.sequence import Sampling
+from art_torch.serve.failure import RequestError, bad_parameter
+from art_torch.serve.sequence import Sampling
 
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
@@ -138,6 +138,8 @@ def text_job(body: TextBody, window: Window, tokenize: Callable[[str], list[int]
         RequestError: 400.
     """
     prompts = _prompts(body.prompt, tokenize)
+    for prompt in prompts:
+        _check_prompt("prompt", prompt, window)
     samplings = [_sampling(body, prompt, window, body.max_tokens, body.logprobs) for prompt in prompts]
     return _job("text", body, prompts, samplings)
 
@@ -151,6 +153,7 @@ def chat_job(body: ChatBody, window: Window, render: Callable[[ChatBody], list[i
     if body.top_logprobs and not body.logprobs:
         raise bad_parameter("top_logprobs", body.top_logprobs, "0, or set 'logprobs' to true")
     prompt = render(body)
+    _check_prompt("messages", prompt, window)
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return _job("chat", body, [prompt], [_sampling(body, prompt, window, most, logprobs)])
@@ -182,7 +185,6 @@ def _job(kind: Literal["text", "chat"], body: Body, prompts: list[list[int]], sa
 
 
 def _sampling(body: Body, prompt: list[int], window: Window, most: int | None, logprobs: int | None) -> Sampling:
-    _check_prompt(prompt, window)
     room = window.context_tokens - len(prompt)
     if most is not None and most > room:
         raise bad_parameter(
@@ -209,13 +211,13 @@ def _sampling(body: Body, prompt: list[int], window: Window, most: int | None, l
     )
 
 
-def _check_prompt(prompt: list[int], window: Window) -> None:
+def _check_prompt(name: str, prompt: list[int], window: Window) -> None:
     if not prompt:
-        raise bad_parameter("prompt", prompt, "at least one token")
+        raise bad_parameter(name, prompt, "at least one token")
     if len(prompt) >= window.context_tokens:
         raise bad_parameter(
-            "prompt", f"{len(prompt)} tokens", f"at most {window.context_tokens - 1}, to leave room for an answer"
+            name, f"{len(prompt)} tokens", f"at most {window.context_tokens - 1}, to leave room for an answer"
         )
     outside = [token for token in prompt if not 0 <= token < window.vocab_size]
     if outside:
-        raise bad_parameter("prompt", outside[0], f"token ids from 0 to {window.vocab_size - 1}")
+        raise bad_parameter(name, outside[0], f"token ids from 0 to {window.vocab_size - 1}")

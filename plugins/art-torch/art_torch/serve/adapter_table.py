@@ -10,8 +10,8 @@ from pathlib import Path
 
 from art_core.errors import EngineError, NoRouteError, nearest
 from art_core.protocols.engine import LoadedAdapter
-from art_torch.adapter_file import read_adapter
-from art_torch.lora_slot import BASE_SLOT, LoRASlots
+from art_torch.serve.adapter_file import read_adapter
+from art_torch.serve.lora_slot import BASE_SLOT, LoRASlots
 
 
 @dataclass(eq=False)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+
+from art_torch.frozen_linear import frozen_linear
 
 
 class LowRankLinear(nn.Module):
@@ -45,7 +46,7 @@ class LowRankLinear(nn.Module):
 class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_LI: Tensor, a_RI: Tensor, b_OR: Tensor, module: LowRankLinear) -> Tensor:
-        y_LO = linear(x_LI, module.base.weight, module.base.bias)
+        y_LO = frozen_linear(x_LI, module.base.weight, module.base.bias)
         low_LR = x_LI.to(a_RI.dtype) @ a_RI.T
         _add_product(y_LO, low_LR, b_OR.T, module.scale)
         ctx.save_for_backward(x_LI, low_LR, a_RI, b_OR)
@@ -60,7 +61,7 @@ class _LowRank(torch.autograd.Function):
         low_slope_LR = (exact_LO @ b_OR).mul_(ctx.module.scale)
         x_slope_LI = None
         if ctx.needs_input_grad[0]:
-            x_slope_LI = slope_LO @ ctx.module.base.weight
+            x_slope_LI = frozen_linear(slope_LO, ctx.module.base.weight.T)
             _add_product(x_slope_LI, low_slope_LR, a_RI, 1.0)
         a_slope_RI = low_slope_LR.T @ x_LI.to(a_RI.dtype)
         b_slope_OR = (exact_LO.T @ low_LR).mul_(ctx.module.scale)

@@ -10,22 +10,23 @@ from threading import Event
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from art_core.batch import TrainBatch
 from art_core.errors import BatchError, NonFiniteLossError, OutOfMemoryError
 from art_core.protocols.trainer import TrainerSpec
 from art_core.step import StepConfig, StepResult
-from art_torch.adapter import Adapter
 from art_torch.base_model import LoadedBase
-from art_torch.head import score_with_gradient
-from art_torch.loss import TokenLoss, policy_loss
-from art_torch.metric import Tally
-from art_torch.optimizer_state import Optimizer
-from art_torch.packed_model import PackedModel
-from art_torch.packing import Pass, pack, unpacked_tokens
-from art_torch.probe import ProbeRows
 from art_torch.tensor_file import refuse_pickles
+from art_torch.train.adapter import Adapter
+from art_torch.train.head import score_with_gradient
+from art_torch.train.loss import TokenLoss, policy_loss
+from art_torch.train.metric import Tally
+from art_torch.train.optimizer_state import Optimizer
+from art_torch.train.packed_model import PackedModel
+from art_torch.train.packing import Pass, pack, unpacked_tokens
+from art_torch.train.probe import ProbeRows
 
 
 class StepCancelledError(Exception):
@@ -91,11 +92,12 @@ class Learner:
         self._check(batch)
         with _memory_errors(batch, config):
             rows = ProbeRows.choose(batch)
-            before = rows.score(self._model, config.microbatch_tokens)
             if not batch.usable:
+                before = rows.score(self._model, config.microbatch_tokens)
                 return StepResult(_idle_metrics(batch), rows.probe(before, before), updated=False)
             try:
-                metrics = self._accumulate(batch, config, cancelled)
+                metrics, logprobs_BT = self._accumulate(batch, config, cancelled)
+                before = self._before(rows, logprobs_BT, config)
                 _stop_if(cancelled)
                 with self._restored_on_error():
                     self._optimizer.update(config)
@@ -124,12 +126,22 @@ class Learner:
                 f"allowed: 0 to {self.info.vocab_size - 1}, this base model's vocabulary"
             )
 
-    def _accumulate(self, batch: TrainBatch, config: StepConfig, cancelled: Event) -> dict[str, float]:
-        """Gradients of the whole batch, clipped, and what was measured on the way."""
+    def _before(
+        self, rows: ProbeRows, logprobs_BT: NDArray[np.float32], config: StepConfig
+    ) -> tuple[NDArray[np.float32], ...]:
+        # In half precision two passes of another shape differ by more than a step moves a logprob: there the probe is
+        # scored before the update in the same pass as after it. In float32 the training passes' logprobs will do.
+        seen = rows.seen(logprobs_BT) if self.info.dtype == "float32" else None
+        return rows.score(self._model, config.microbatch_tokens) if seen is None else seen
+
+    def _accumulate(
+        self, batch: TrainBatch, config: StepConfig, cancelled: Event
+    ) -> tuple[dict[str, float], NDArray[np.float32]]:
+        """Gradients of the whole batch, clipped; gives what was measured on the way, and the logprobs."""
         trained_B = (batch.advantages_BT * batch.loss_mask_BT != 0).any(axis=1)
         scored_BT = batch.loss_mask_BT & trained_B[:, None]
         passes = pack(batch.tokens_BT, scored_BT, batch.group_ids_B, config.microbatch_tokens)
-        tally = Tally()
+        tally = Tally(np.full(batch.tokens_BT.shape, np.nan, np.float32))
         for packed in passes:
             _stop_if(cancelled)
             self._backward(packed, batch, config, tally)
@@ -137,13 +149,14 @@ class Learner:
         parameters = list(self._adapter.parameters.values())
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
         _require_finite("gradient norm", norm, config)
-        return tally.metrics() | {
+        metrics = {
             "loss/grad_norm": norm,
             "loss/learning_rate": config.learning_rate,
             "data/step_trainable_tokens": float(batch.loss_tokens),
             "data/step_packed_tokens": float(sum(len(packed.tokens_L) for packed in passes)),
             "data/step_unpacked_tokens": float(unpacked_tokens(scored_BT)),
         }
+        return tally.metrics() | metrics, tally.logprobs_BT
 
     def _backward(self, packed: Pass, batch: TrainBatch, config: StepConfig, tally: Tally) -> None:
         """Add one pass's share of the gradient."""
@@ -165,7 +178,7 @@ class Learner:
         hidden_ND = self._model.hidden(packed)
         scores, gradient_ND = score_with_gradient(self._model.head, hidden_ND, targets_N, temperatures_N, slope)
         torch.autograd.backward(hidden_ND, gradient_ND)
-        tally.add(scores, old_logprobs_N, losses)
+        tally.add(packed, scores, old_logprobs_N, losses)
 
     def _require_finite_weights(self, config: StepConfig) -> None:
         finite = all(bool(torch.isfinite(parameter).all()) for parameter in self._adapter.parameters.values())

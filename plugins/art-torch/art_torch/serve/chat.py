@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from art_torch.failure import RequestError, bad_parameter
+from art_torch.serve.failure import RequestError, bad_parameter
 
 
 def render(

@@ -11,9 +11,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from art_core.errors import ConfigError
 from art_torch.base_model import LoadedBase
-from art_torch.head import score
-from art_torch.packed_attention import IMPLEMENTATION, Layout
-from art_torch.packing import Pass, pack
+from art_torch.train.head import score
+from art_torch.train.packed_attention import IMPLEMENTATION, Layout
+from art_torch.train.packing import Pass, pack
 
 _SAMPLE_ROWS, _SAMPLE_TOKENS, _SAMPLE_PREFIX = 2, 12, 5
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from art_core.batch import TrainBatch
 from art_core.step import PROBE_SEQUENCES, PROBE_TOKENS, Probe
-from art_torch.packed_model import PackedModel
-from art_torch.packing import pack
+from art_torch.train.packed_model import PackedModel
+from art_torch.train.packing import pack
 
 _ROW_TOKENS = PROBE_TOKENS // PROBE_SEQUENCES
 
@@ -40,6 +40,20 @@ class ProbeRows:
         rows = tuple(int(row) for row in order_B[:PROBE_SEQUENCES] if count_B[row])
         return cls(batch, rows, scored_BT & np.isin(np.arange(len(count_B)), rows)[:, None])
 
+    def seen(self, logprobs_BT: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...] | None:
+        """What `score` would give, out of logprobs that the step's passes have computed anyway.
+
+        Args:
+            logprobs_BT: At each token's own temperature; NaN where not computed.
+
+        Returns:
+            None where a token is missing, or was sampled at another temperature than 1.
+        """
+        wanted = logprobs_BT[self.scored_BT]
+        if np.isnan(wanted).any() or (self.batch.temperatures_BT[self.scored_BT] != 1).any():
+            return None
+        return self._cut(np.where(self.scored_BT, logprobs_BT, np.float32(0)))
+
     def score(self, model: PackedModel, limit_tokens: int) -> tuple[NDArray[np.float32], ...]:
         """Logprobs at temperature 1 under the model's present weights, one array per row; 0 where not scored.
 
@@ -50,7 +64,7 @@ class ProbeRows:
         logprobs_BT = np.zeros(self.scored_BT.shape, np.float32)
         for packed in pack(self.batch.tokens_BT, self.scored_BT, self.batch.group_ids_B, limit_tokens):
             logprobs_BT[packed.rows_N, packed.columns_N] = model.score(packed, self.batch.tokens_BT)
-        return tuple(logprobs_BT[row, : self._length(row)] for row in self.rows)
+        return self._cut(logprobs_BT)
 
     def probe(self, before: tuple[NDArray[np.float32], ...], after: tuple[NDArray[np.float32], ...]) -> Probe:
         """Put together what `score` gave before and after the update."""
@@ -60,6 +74,9 @@ class ProbeRows:
             before=before,
             after=after,
         )
+
+    def _cut(self, logprobs_BT: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        return tuple(logprobs_BT[row, : self._length(row)] for row in self.rows)
 
     def _length(self, row: int) -> int:
         return int(np.flatnonzero(self.scored_BT[row])[-1]) + 1

@@ -1,6 +1,6 @@
 """The engine's process: OpenAI-style HTTP in front of the model thread, and routes of ART's own.
 
-Run as ``python -m art_torch.server <socket fd> <settings fd>`` by `art_torch.engine`, which bound the socket.
+Run as ``python -m art_torch.serve.server <socket fd> <settings fd>`` by `art_torch.engine`, which bound the socket.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from art_core.errors import ArtError, EngineError, NoRouteError, to_wire
 from art_core.process import announce, attach_owner
-from art_torch.chat import render
-from art_torch.failure import RequestError, admin_body, admin_status, unknown_model
 from art_torch.options import TorchEngineOptions
-from art_torch.reply import Choice, Reply, TokenText
-from art_torch.request import ChatBody, Job, TextBody, chat_job, parse, text_job
-from art_torch.serving import Run, Serving, ServingConfig
+from art_torch.serve.chat import render
+from art_torch.serve.failure import RequestError, admin_body, admin_status, unknown_model
+from art_torch.serve.reply import Choice, Reply, TokenText
+from art_torch.serve.request import ChatBody, Job, TextBody, chat_job, parse, text_job
+from art_torch.serve.serving import Run, Serving, ServingConfig
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -134,7 +134,7 @@ class Api:
     async def _complete(self, request: Request, job: Job) -> Response:
         run, reply = self._serving.run(job), Reply(job, self._texts)
         if job.stream:
-            return StreamingResponse(_stream(run, reply, job), media_type="text/event-stream")
+            return _EventStream(run, _events(run, reply, job))
         with run:
             collecting = asyncio.ensure_future(_collect(run))
             leaving = asyncio.ensure_future(_disconnected(request))
@@ -157,21 +157,32 @@ async def _collect(run: Run) -> list[Choice]:
     return choices
 
 
-async def _stream(run: Run, reply: Reply, job: Job) -> AsyncIterator[bytes]:
-    with run:
-        for chunk in reply.opening():
-            yield _event(chunk)
-        tokens = 0
-        try:
-            async for update in run.updates():
-                tokens += len(update.tokens)
-                yield _event(reply.chunk(update))
-        except EngineError as error:
-            yield _event(RequestError(500, str(error)).body)
-            return
-        if job.include_usage:
-            yield _event(reply.last(tokens))
-        yield b"data: [DONE]\n\n"
+class _EventStream(StreamingResponse):
+    """A stream whose sequences are dropped when it ends, also where the client left before its first event."""
+
+    def __init__(self, run: Run, events: AsyncIterator[bytes]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._run = run
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._run:
+            await super().__call__(scope, receive, send)
+
+
+async def _events(run: Run, reply: Reply, job: Job) -> AsyncIterator[bytes]:
+    for chunk in reply.opening():
+        yield _event(chunk)
+    tokens = 0
+    try:
+        async for update in run.updates():
+            tokens += len(update.tokens)
+            yield _event(reply.chunk(update))
+    except EngineError as error:
+        yield _event(RequestError(500, str(error)).body)
+        return
+    if job.include_usage:
+        yield _event(reply.last(tokens))
+    yield b"data: [DONE]\n\n"
 
 
 def _event(data: object) -> bytes:

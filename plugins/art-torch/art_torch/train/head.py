@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from art_torch.frozen_linear import frozen_linear
+
 _CHUNK_LOGITS = 1 << 24
 """Logits held at once: 64 MiB in float32."""
 
@@ -69,13 +71,13 @@ def score_with_gradient(
             probabilities_NV, scores = _softmax(head, hidden_ND[part], targets_N[part], temperatures_N[part])
             slope_N1 = (slope(part, scores.logprobs_N) / temperatures_N[part])[:, None]
             logits_slope_NV = probabilities_NV.mul_(-slope_N1).scatter_add_(1, targets_N[part, None], slope_N1)
-            gradient_ND[part] = logits_slope_NV.to(head.weight.dtype) @ head.weight
+            gradient_ND[part] = frozen_linear(logits_slope_NV.to(head.weight.dtype), head.weight.T)
             parts.append(scores)
     return _concatenate(parts), gradient_ND
 
 
 def _softmax(head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor, temperatures_N: Tensor) -> tuple[Tensor, Scores]:
-    logits_NV = head(hidden_ND).float().div_(temperatures_N[:, None])
+    logits_NV = frozen_linear(hidden_ND, head.weight, head.bias).float().div_(temperatures_N[:, None])
     logprobs_NV = logits_NV.log_softmax(-1)
     logprobs_N = logprobs_NV.gather(1, targets_N[:, None])[:, 0]
     log_total_N = logits_NV.gather(1, targets_N[:, None])[:, 0] - logprobs_N

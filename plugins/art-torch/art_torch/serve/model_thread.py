@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import torch
 
-from art_torch.adapter_table import Adapter
-from art_torch.model_runner import Logits, ModelRunner, Span
-from art_torch.sampler import sample, score
-from art_torch.scheduler import Scheduler
-from art_torch.sequence import Sequence, Update
+from art_torch.serve.adapter_table import Adapter
+from art_torch.serve.model_runner import Logits, ModelRunner, Span
+from art_torch.serve.sampler import sample, score
+from art_torch.serve.scheduler import Scheduler
+from art_torch.serve.sequence import Sequence, Update
 
 log = logging.getLogger("art.engine")
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from art_torch.kv_cache import KVCache
+from art_torch.serve.kv_cache import KVCache
 
 ROW_ATTENTION = "art_rows"
 

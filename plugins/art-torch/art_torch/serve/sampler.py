@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from art_torch.sequence import Sequence, TokenLogprob
+from art_torch.serve.sequence import Sequence, TokenLogprob
 
 _GREEDY_BELOW = 1e-5
 """Temperatures below this are 0: dividing by them would overflow."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from art_torch.head import Scores
-from art_torch.loss import TokenLoss
+from art_torch.train.head import Scores
+from art_torch.train.loss import TokenLoss
+from art_torch.train.packing import Pass
 
 METRICS = {
     "loss/train": "loss of the batch before the update: sum over sampled tokens, divided by their number",
@@ -32,19 +35,23 @@ METRICS = {
 class Tally:
     """What the passes of one step measured."""
 
+    logprobs_BT: NDArray[np.float32]
+    """At each token's own temperature, before the update; NaN where no pass has scored the token."""
     loss: float = 0.0
     _scores: list[Scores] = field(default_factory=list)
     _losses: list[TokenLoss] = field(default_factory=list)
     _gaps: list[Tensor] = field(default_factory=list)
 
-    def add(self, scores: Scores, old_logprobs_N: Tensor, token_losses: list[TokenLoss]) -> None:
+    def add(self, packed: Pass, scores: Scores, old_logprobs_N: Tensor, token_losses: list[TokenLoss]) -> None:
         """Count one pass in.
 
         Args:
+            packed: The pass.
             scores: Of its N scored tokens.
             old_logprobs_N: As they came with the batch.
             token_losses: Of the same tokens, chunk by chunk.
         """
+        self.logprobs_BT[packed.rows_N, packed.columns_N] = scores.logprobs_N.cpu().numpy()
         self._scores.append(scores)
         self._gaps.append((scores.logprobs_N - old_logprobs_N).abs())
         self._losses.extend(token_losses)

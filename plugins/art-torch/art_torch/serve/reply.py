@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from art_torch.request import Job
-from art_torch.sequence import TokenLogprob, Update
+from art_torch.serve.request import Job
+from art_torch.serve.sequence import TokenLogprob, Update
 
 
 class TokenText:

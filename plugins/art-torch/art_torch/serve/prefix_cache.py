@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from art_torch.kv_cache import Prefix
+from art_torch.serve.kv_cache import Prefix
 
 
 @dataclass(frozen=True, eq=False)

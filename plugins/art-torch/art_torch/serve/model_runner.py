@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from transformers import AttentionInterface, PreTrainedModel
 
 from art_core.errors import ConfigError
-from art_torch.kv_cache import KVCache, LayerShape
-from art_torch.lora_slot import BASE_SLOT, Segments
-from art_torch.row_attention import ROW_ATTENTION, Chunk, RowPlan
+from art_torch.serve.kv_cache import KVCache, LayerShape
+from art_torch.serve.lora_slot import BASE_SLOT, Segments
+from art_torch.serve.row_attention import ROW_ATTENTION, Chunk, RowPlan
 
 _PROBE_ATTENTION = "art_probe"
 

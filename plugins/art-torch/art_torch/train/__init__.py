@@ -1,0 +1,1 @@
+"""The trainer's work: packing, loss, the adapter and its optimizer."""
