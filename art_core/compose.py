@@ -15,7 +15,6 @@ from art_core.plugins import Kind, Plugins
 from art_core.protocols.engine import InferenceEngine
 from art_core.protocols.publisher import Publisher
 from art_core.protocols.store import CheckpointStore
-from art_core.protocols.trainer import Trainer
 from art_core.selection import (
     CallableOptions,
     EngineSelection,
@@ -53,7 +52,7 @@ class Parts:
     engine: InferenceEngine
     engine_name: str
     engine_capabilities: Capabilities
-    trainer: Trainer
+    trainer: TrainerWorker
     trainer_name: str
     store: CheckpointStore
     publisher: Publisher
