@@ -27,6 +27,8 @@ class Environment:
     """``ART_PUBLISHER``: name of the publisher where the caller names none."""
     cache: Path = Path("~/.cache/art")
     """``ART_CACHE``: where converted models live."""
+    cuda_visible_devices: str | None = None
+    """``CUDA_VISIBLE_DEVICES``: the GPUs that a process may use; shown by ``art doctor`` and never changed."""
     debug: bool = False
     """``ART_DEBUG``: set to anything, the command line shows the traceback of an error of ours too."""
 
@@ -40,6 +42,7 @@ class Environment:
             store=get("ART_STORE") or None,
             publisher=get("ART_PUBLISHER") or None,
             cache=Path(get("ART_CACHE") or "~/.cache/art").expanduser(),
+            cuda_visible_devices=get("CUDA_VISIBLE_DEVICES"),
             debug=bool(get("ART_DEBUG")),
         )
 
@@ -109,6 +112,8 @@ class Timeouts:
     """One completion, from the gateway's side."""
     connect_s: float = 5.0
     """Connecting to a process of ours on this machine."""
+    device_query_s: float = 10.0
+    """Asking the GPU driver's own command which GPUs there are."""
 
 
 class PartOptions(BaseModel):

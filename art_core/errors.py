@@ -7,6 +7,7 @@
     │ ├ PluginLoadError (ImportError)
     │ ├ PluginConflictError
     │ ├ PluginContractError (TypeError)
+    │ ├ PluginUnusableError
     │ └ CapabilityError
     ├ DataError (ValueError)
     │ ├ TrajectoryError
@@ -81,6 +82,10 @@ class PluginConflictError(PluginError):
 
 class PluginContractError(PluginError, TypeError):
     """A plugin registers something that does not keep the contract."""
+
+
+class PluginUnusableError(PluginError):
+    """A part is installed and can't work on this machine, for the reason that it gives itself."""
 
 
 class CapabilityError(PluginError):

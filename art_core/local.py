@@ -17,7 +17,7 @@ from art_core.client.fork import ForkArgs, PullArgs, fork_model, pull_model
 from art_core.client.model import Model, TrainableModel
 from art_core.client.pin import pinned, pinned_step
 from art_core.client.result import LocalTrainResult
-from art_core.compose import Choice, Selection, compose, compose_store
+from art_core.compose import Choice, compose, compose_store
 from art_core.config import Environment, LoRAConfig, Timeouts
 from art_core.errors import ConfigError, nearest
 from art_core.events import Observers
@@ -28,6 +28,7 @@ from art_core.protocols.engine import EngineSpec
 from art_core.protocols.store import CheckpointStore
 from art_core.protocols.trainer import TrainerSpec
 from art_core.run import RunDirectory
+from art_core.selection import EngineSelection, PublisherSelection, StoreSelection, TrainerSelection, is_object
 from art_core.step import StepConfig
 from art_core.trajectory import TrajectoryGroup
 
@@ -39,10 +40,14 @@ class LocalBackendArgs(TypedDict, total=False):
     """Both values end with the client; a service that outlives it comes later."""
     path: str | Path | None
     """Root of all runs; default ``.art``."""
-    engine: Selection
-    trainer: Selection
-    store: Selection
-    publisher: Selection
+    engine: EngineSelection
+    """A name, options, an `EnginePart` or an engine; an engine object serves one model."""
+    trainer: TrainerSelection
+    """A name, options, or ``module:callable``."""
+    store: StoreSelection
+    """A name, options, a `StorePart` or a store."""
+    publisher: PublisherSelection
+    """A name, options, a `PublisherPart`, a function of the engine and its capabilities, or a publisher."""
     observers: Sequence[object]
     """Objects with `hookimpl` observer methods."""
     timeouts: Timeouts
@@ -240,6 +245,11 @@ class LocalBackend:
 
     def _choice(self, config: InternalModelConfig, trainer_options: dict[str, Any]) -> Choice:
         options = self._options
+        if self._sessions and is_object(options.get("engine")):
+            raise ConfigError(
+                "the engine object given to this LocalBackend serves a model already; give each model a LocalBackend "
+                "and an engine of its own, or name an engine"
+            )
         return Choice(
             engine=options.get("engine"),
             trainer=options.get("trainer"),
