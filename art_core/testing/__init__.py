@@ -1,0 +1,64 @@
+"""The conformance kit: subclass one class a contract, give its fixtures, run pytest.
+
+    from art_core.testing import EngineConformance
+
+    class TestMine(EngineConformance):
+        @pytest.fixture(scope="class")
+        @classmethod
+        def part(cls): return load_part("engine", "mine")
+
+        @pytest.fixture(scope="class")
+        @classmethod
+        def base_model(cls): return Path("path/to/a/small/llama")
+
+A test is a promise of the contract: its name and its message say which. What a part declares is tested; what it does
+not declare must be refused. The classes know no part by name and excuse none. Needs the extra ``art-core[testing]``.
+"""
+
+from art_core.testing.engine.adapter import EngineAdapters
+from art_core.testing.engine.answer import EngineAnswers
+from art_core.testing.engine.life import EngineLife
+from art_core.testing.engine.proof import EngineProofs
+from art_core.testing.publisher import PublisherFailures, PublisherProofs
+from art_core.testing.store import StoreCommits, StoreCopies, StoreDeletions, StoreRaces
+from art_core.testing.trainer.state import TrainerLife, TrainerStates
+from art_core.testing.trainer.step import TrainerSteps
+
+__all__ = [
+    "EngineAdapters",
+    "EngineAnswers",
+    "EngineConformance",
+    "EngineLife",
+    "EngineProofs",
+    "PublisherConformance",
+    "PublisherFailures",
+    "PublisherProofs",
+    "StoreCommits",
+    "StoreConformance",
+    "StoreCopies",
+    "StoreDeletions",
+    "StoreRaces",
+    "TrainerConformance",
+    "TrainerLife",
+    "TrainerStates",
+    "TrainerSteps",
+]
+
+
+class EngineConformance(EngineLife, EngineProofs, EngineAdapters, EngineAnswers):
+    """Every promise of `art_core.protocols.engine`. Fixtures: `part`, `base_model`; `options` has a default.
+
+    pytest runs base classes from the last to the first, so the tests that end the engine come last.
+    """
+
+
+class TrainerConformance(TrainerLife, TrainerStates, TrainerSteps):
+    """Every promise of `art_core.protocols.trainer`. Fixtures: `part`, `base_model`; `options` has a default."""
+
+
+class StoreConformance(StoreRaces, StoreDeletions, StoreCopies, StoreCommits):
+    """Every promise of `art_core.protocols.store`. Fixture: `part`; `options` has a default."""
+
+
+class PublisherConformance(PublisherFailures, PublisherProofs):
+    """Every promise of `art_core.protocols.publisher`. Fixture: `part`; `options` has a default."""

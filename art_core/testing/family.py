@@ -1,0 +1,87 @@
+"""Processes that this one has started, and whether they are gone; and an owner that is killed to see that they die."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from multiprocessing.connection import Connection
+
+import psutil
+
+
+def descendants() -> dict[int, psutil.Process]:
+    """Every process below this one, by id."""
+    return {process.pid: process for process in psutil.Process().children(recursive=True)}
+
+
+async def survivors(processes: Sequence[psutil.Process], timeout_s: float = 15.0) -> list[psutil.Process]:
+    """Those that have not ended after the time-out."""
+    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, timeout_s)
+    return [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+async def outlived(start: Callable[[], Awaitable[object]], timeout_s: float = 600.0) -> tuple[int, list[int]]:
+    """Have another process make a call that starts processes, kill it with -9, and see what lives on.
+
+    Args:
+        start: Called in a fork of this process, in an event loop of its own.
+        timeout_s: For the call.
+
+    Returns:
+        How many processes it had started, and the ids of those that outlived it.
+    """
+    here, there = multiprocessing.Pipe()
+    owner = multiprocessing.get_context("fork").Process(target=_own, args=(there, start))
+    owner.start()
+    there.close()
+    try:
+        if not await asyncio.to_thread(here.poll, timeout_s):
+            raise TimeoutError(f"the call took longer than {timeout_s:g} s")
+        started = [psutil.Process(pid) for pid in here.recv()]
+    finally:
+        os.kill(owner.ident or 0, signal.SIGKILL)
+        await asyncio.to_thread(owner.join)
+    left = await survivors(started)
+    for process in left:
+        process.kill()
+    return len(started), [process.pid for process in left]
+
+
+async def interrupted(call: Callable[[], Awaitable[object]], delay_s: float) -> None:
+    """Have another process make a call, and kill it with -9 a moment after it has begun.
+
+    Args:
+        call: Called in a fork of this process, in an event loop of its own.
+        delay_s: From the call's beginning to the kill.
+    """
+    here, there = multiprocessing.Pipe()
+    caller = multiprocessing.get_context("fork").Process(target=_call, args=(there, call))
+    caller.start()
+    there.close()
+    try:
+        await asyncio.to_thread(here.poll, 60.0)
+        await asyncio.to_thread(caller.join, delay_s)
+    finally:
+        os.kill(caller.ident or 0, signal.SIGKILL)
+        await asyncio.to_thread(caller.join)
+
+
+def _call(parent: Connection, call: Callable[[], Awaitable[object]]) -> None:
+    async def run() -> None:
+        parent.send(True)
+        await call()
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+def _own(parent: Connection, start: Callable[[], Awaitable[object]]) -> None:
+    async def run() -> None:
+        await start()
+        parent.send(list(descendants()))
+        await asyncio.Event().wait()
+
+    asyncio.run(run())

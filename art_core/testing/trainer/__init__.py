@@ -1,0 +1,1 @@
+"""Promises of a trainer (`art_core.protocols.trainer`), a test each."""
