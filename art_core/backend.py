@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -12,15 +13,18 @@ from art_core.base_model import ModelInfo, require_same_base
 from art_core.checkpoint import StoredCheckpoint, write_manifest
 from art_core.compose import Parts
 from art_core.config import Timeouts
-from art_core.errors import ConfigError
+from art_core.errors import ConfigError, NoRouteError
 from art_core.events import Observers
 from art_core.gateway import Gateway
-from art_core.protocols.engine import Endpoint, EngineSpec, InferenceEngine
+from art_core.policy import PublishedPolicy
+from art_core.protocols.engine import EngineSpec, InferenceEngine
 from art_core.protocols.publisher import Publisher
 from art_core.protocols.store import CheckpointStore
-from art_core.protocols.trainer import Trainer, TrainerInfo, TrainerSpec
-from art_core.route import RouteTable
+from art_core.protocols.trainer import TrainerInfo, TrainerSpec
+from art_core.recovery import Recovery, unload_strays
+from art_core.route import Lease, RouteTable
 from art_core.run import RunDirectory
+from art_core.worker import TrainerWorker
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -51,10 +55,14 @@ class Backend:
 
     spec: BackendSpec
     parts: Parts
-    endpoint: Endpoint
+    model: ModelInfo
+    """The base model, as the engine serves it; the trainer holds the same."""
+    slots: int
+    """How many adapters the engine holds at once."""
     trainer_info: TrainerInfo
     route: RouteTable
     gateway: Gateway
+    recovery: Recovery
     observers: Observers
     position: TrainerPosition
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -67,7 +75,7 @@ class Backend:
         return self.parts.engine
 
     @property
-    def trainer(self) -> Trainer:
+    def trainer(self) -> TrainerWorker:
         """The trainer."""
         return self.parts.trainer
 
@@ -80,11 +88,6 @@ class Backend:
     def publisher(self) -> Publisher:
         """The publisher."""
         return self.parts.publisher
-
-    @property
-    def model(self) -> ModelInfo:
-        """The base model, as engine and trainer agree on it."""
-        return self.endpoint.model
 
     async def close(self) -> None:
         """Stop everything, newest first; idempotent."""
@@ -110,6 +113,7 @@ async def open_backend(parts: Parts, spec: BackendSpec, observers: Observers) ->
         stack.push_async_callback(parts.engine.stop)
         stack.push_async_callback(parts.trainer.stop)
         resume_from = newest.directory if newest else None
+        start = time.monotonic()
         endpoint, info = await _both(parts.engine.start(spec.engine), parts.trainer.start(spec.trainer, resume_from))
         require_same_base(endpoint.model, info.model)
         if endpoint.max_adapters < 2:
@@ -119,13 +123,16 @@ async def open_backend(parts: Parts, spec: BackendSpec, observers: Observers) ->
             )
         route = RouteTable(spec.name, spec.engine.base_name)
         gateway = Gateway(route, endpoint, timeouts=spec.timeouts)
+        start_s = time.monotonic() - start
         gateway.start()
         stack.callback(gateway.close)
-        position = TrainerPosition(newest.step if newest else None)
-        backend = Backend(spec, parts, endpoint, info, route, gateway, observers, position)
-        if newest is None:
-            newest = await store_first_step(backend)
-        await serve(backend, newest)
+        recovery = Recovery(parts, spec.engine, endpoint, route, gateway, spec.timeouts)
+        stack.push_async_callback(recovery.close)
+        position, slots = TrainerPosition(newest.step if newest else None), endpoint.max_adapters
+        backend = Backend(spec, parts, endpoint.model, slots, info, route, gateway, recovery, observers, position)
+        newest = newest or await store_first_step(backend)
+        route.flip(await parts.publisher.publish(route.public_name(newest.step), newest))
+        recovery.watch(start_s)
         backend.resources.push_async_exit(stack.pop_all())
         return backend
 
@@ -147,24 +154,70 @@ async def store_first_step(backend: Backend) -> StoredCheckpoint:
     return stored
 
 
-async def serve(backend: Backend, stored: StoredCheckpoint) -> None:
-    """Publish a stored step and make it the default (stages 6 and 7)."""
-    await make_room(backend)
-    name = backend.route.public_name(stored.step)
-    backend.route.flip(await backend.publisher.publish(name, stored))
+async def publish(backend: Backend, stored: StoredCheckpoint) -> PublishedPolicy:
+    """Free an adapter slot and publish a stored step (stage 6); the caller flips the route without awaiting in between.
 
-
-async def make_room(backend: Backend) -> None:
-    """Free an adapter slot for the next step, waiting for the requests and leases that hold the oldest ones.
-
-    Old steps stay served for as long as slots allow; only what stands in the way is unloaded.
+    Old steps stay served for as long as slots allow; of those in the way the oldest go, once no request and no lease
+    holds them. While the engine is down this waits for its recovery, and where it dies meanwhile it begins again.
 
     Raises:
         PublishTimeoutError: All slots stayed busy.
+        EngineDiedError: The engine will not come back.
+        RunError: The step could not be published.
     """
-    slots, timeouts = backend.endpoint.max_adapters, backend.spec.timeouts
-    for policy in await backend.route.make_room(slots, keep=1, timeout_s=timeouts.slot_s):
+    return await _publish(backend, stored, backend.spec.timeouts.slot_s)
+
+
+async def _publish(backend: Backend, stored: StoredCheckpoint, slot_s: float) -> PublishedPolicy:
+    taken = await backend.route.make_room(backend.slots, keep=1, timeout_s=slot_s)
+
+    async def load() -> PublishedPolicy:
+        await _unload(backend, taken)
+        return await backend.publisher.publish(backend.route.public_name(stored.step), stored)
+
+    return await backend.recovery.run(load)
+
+
+async def _unload(backend: Backend, taken: Sequence[PublishedPolicy]) -> None:
+    for policy in taken:
         await backend.publisher.retract(policy)
+    await unload_strays(backend.engine, backend.route)
+
+
+async def hold(backend: Backend, step: int) -> Lease:
+    """Lease a step; one that is stored but no longer served is published again under its own name, and proved.
+
+    A step that is served is leased at once, also while another is being trained. One that is not waits for that,
+    because an engine loads one adapter at a time. The default does not move.
+
+    Args:
+        backend: Open.
+        step: A stored step, not newer than the default.
+
+    Raises:
+        NoRouteError: The step is not stored, or was never published.
+        PublishTimeoutError: Every adapter slot is in use.
+        PublishError: It can't be served.
+    """
+    if step not in backend.route.current().served:
+        async with backend.lock:
+            if step not in backend.route.current().served:
+                await _serve_again(backend, step)
+            return backend.route.lease(step)
+    return backend.route.lease(step)
+
+
+async def _serve_again(backend: Backend, step: int) -> None:
+    newest = backend.route.current().policy.step
+    stored = {each.step: each for each in await backend.store.list(backend.spec.run.path) if each.step <= newest}
+    if step not in stored:
+        raise NoRouteError(
+            f"step {step} of {backend.spec.name!r} is neither served nor stored; stored: "
+            f"{', '.join(map(str, stored)) or 'none'}",
+            step=step,
+        )
+    policy = await _publish(backend, stored[step], slot_s=0)
+    backend.route.flip(policy, keep_default=True)
 
 
 async def _both(first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B]) -> tuple[A, B]:
@@ -189,7 +242,7 @@ async def delete_steps(backend: Backend, keep: Collection[int]) -> Sequence[int]
         The steps that were deleted.
     """
     stored = [checkpoint.step for checkpoint in await backend.store.list(backend.spec.run.path)]
-    for policy in backend.route.take_idle(keep=1):
-        await backend.publisher.retract(policy)
+    taken = backend.route.take_idle(keep=1)
+    await backend.recovery.run(lambda: _unload(backend, taken))
     protected = set(keep) | set(backend.route.current().served) | {stored[-1]}
     return await backend.store.delete(backend.spec.run.path, set(stored) - protected, protected)

@@ -62,7 +62,9 @@ class Manifest(BaseModel):
     step: int = Field(ge=0)
     base_model: BaseIdentity
     parent: int | None = None
-    """Step this one was trained from; None for step 0."""
+    """Step of this run that this one was trained from; None for step 0 and for a forked step."""
+    origin: str | None = None
+    """Of a forked step: the checkpoint that it was copied from, ``<project>/<run>@<step>``."""
     updated: bool = True
     """False where the step made no optimizer update: the adapter equals its parent's."""
     files: dict[Annotated[str, AfterValidator(_plain_name)], FileRecord]
@@ -113,6 +115,7 @@ class ManifestFields(TypedDict, total=False):
     step: Required[int]
     base_model: Required[BaseIdentity]
     parent: int | None
+    origin: str | None
     updated: bool
     metrics: Mapping[str, float]
     versions: Mapping[str, str]

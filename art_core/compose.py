@@ -10,38 +10,39 @@ from typing import Any, cast
 
 from art_core.capability import Capabilities
 from art_core.config import Environment, PartOptions, Timeouts
-from art_core.part import EnginePart, Part, PublisherPart, StorePart, TrainerPart
+from art_core.part import EnginePart, PublisherPart, StorePart, TrainerPart, require_contract
 from art_core.plugins import Kind, Plugins
 from art_core.protocols.engine import InferenceEngine
 from art_core.protocols.publisher import Publisher
 from art_core.protocols.store import CheckpointStore
-from art_core.protocols.trainer import Trainer
+from art_core.selection import (
+    CallableOptions,
+    EngineSelection,
+    PublisherSelection,
+    Selected,
+    StoreSelection,
+    TrainerSelection,
+    select,
+)
 from art_core.worker import TrainerWorker
 
 _log = logging.getLogger("art.compose")
-
-Selection = str | PartOptions | Part | None
-"""How a part may be chosen: its name, an instance of its options, a part of one's own, or None for automatic."""
 
 
 @dataclass(frozen=True)
 class Choice:
     """What the caller chose; None means: the environment variable, else the preset or the highest priority."""
 
-    engine: Selection = None
-    trainer: Selection = None
-    store: Selection = None
-    publisher: Selection = None
+    engine: EngineSelection = None
+    trainer: TrainerSelection = None
+    store: StoreSelection = None
+    publisher: PublisherSelection = None
     engine_options: Mapping[str, Any] = field(default_factory=dict)
     """Option values on top of the selection's."""
     trainer_options: Mapping[str, Any] = field(default_factory=dict)
     """Option values on top of the selection's."""
     foreign_options: Collection[str] = ()
     """Option names of other parts: ignored with a warning where the chosen one lacks them, never an error."""
-
-
-PRESET: Mapping[Kind, str] = {"store": "file", "publisher": "reload"}
-"""What is used where neither the caller nor the environment names a part; other kinds go by priority."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Parts:
     engine: InferenceEngine
     engine_name: str
     engine_capabilities: Capabilities
-    trainer: Trainer
+    trainer: TrainerWorker
     trainer_name: str
     store: CheckpointStore
     publisher: Publisher
@@ -71,38 +72,66 @@ def compose(choice: Choice, plugins: Plugins, log_directory: Path, timeouts: Tim
         ConfigError: An option is unknown or out of range.
     """
     environment = Environment.read()
-    engine, engine_options = _select(plugins, "engine", choice.engine, environment.engine)
-    trainer, trainer_options = _select(plugins, "trainer", choice.trainer, environment.trainer)
-    store, store_options = _select(plugins, "store", choice.store, environment.store)
-    publisher, publisher_options = _select(plugins, "publisher", choice.publisher, environment.publisher)
-    engine_part = cast(EnginePart, engine)
-    made = engine_part.create(_merge(engine, engine_options, choice.engine_options, choice.foreign_options))
-    values = _merge(trainer, trainer_options, choice.trainer_options, choice.foreign_options).model_dump()
-    trainer_part, log_path = cast(TrainerPart, trainer), log_directory / "trainer.log"
-    return Parts(
+    chosen: Mapping[Kind, Selected] = {
+        "engine": select(plugins, "engine", choice.engine, environment),
+        "trainer": select(plugins, "trainer", choice.trainer, environment),
+        "store": select(plugins, "store", choice.store, environment),
+        "publisher": select(plugins, "publisher", choice.publisher, environment),
+    }
+    engine, trainer = cast(EnginePart, chosen["engine"].part), cast(TrainerPart, chosen["trainer"].part)
+    made = engine.create(_merge(chosen["engine"], choice.engine_options, choice.foreign_options))
+    require_contract(made, InferenceEngine, f"what engine {engine.name!r} creates")
+    values = _merge(chosen["trainer"], choice.trainer_options, choice.foreign_options).model_dump()
+    publisher_part = cast(PublisherPart, chosen["publisher"].part)
+    publisher = publisher_part.create(chosen["publisher"].options, made, engine.capabilities)
+    require_contract(publisher, Publisher, f"what publisher {publisher_part.name!r} creates")
+    parts = Parts(
         engine=made,
         engine_name=engine.name,
         engine_capabilities=engine.capabilities,
-        trainer=TrainerWorker(trainer_part.name, values, log_path, timeouts, trainer_part.environment),
+        trainer=TrainerWorker(trainer.name, values, log_directory / "trainer.log", timeouts, trainer.environment),
         trainer_name=trainer.name,
-        store=cast(StorePart, store).create(store_options),
-        publisher=cast(PublisherPart, publisher).create(publisher_options, made, engine.capabilities),
+        store=_store(chosen["store"]),
+        publisher=publisher,
     )
+    _say(plugins, chosen)
+    return parts
 
 
-def _select(plugins: Plugins, kind: Kind, selection: Selection, named: str | None) -> tuple[Part, PartOptions]:
-    if isinstance(selection, Part):
-        return selection, selection.options()
-    if isinstance(selection, PartOptions):
-        return plugins.part(kind, selection.part), selection
-    name = selection or named or PRESET.get(kind)
-    part = plugins.part(kind, name) if name else plugins.best(kind)
-    return part, part.options()
+def compose_store(selection: StoreSelection, plugins: Plugins) -> CheckpointStore:
+    """The store alone, as `compose` would make it.
+
+    Args:
+        selection: What the caller chose.
+        plugins: Where a named part is found.
+
+    Raises:
+        PluginError: The named part can't be used.
+    """
+    return _store(select(plugins, "store", selection, Environment.read()))
 
 
-def _merge(part: Part, options: PartOptions, values: Mapping[str, Any], foreign: Collection[str]) -> PartOptions:
-    ignored = {key for key in values if key not in part.options.model_fields and key in foreign}
+def _store(chosen: Selected) -> CheckpointStore:
+    part = cast(StorePart, chosen.part)
+    made = part.create(chosen.options)
+    require_contract(made, CheckpointStore, f"what store {part.name!r} creates")
+    return made
+
+
+def _say(plugins: Plugins, chosen: Mapping[Kind, Selected]) -> None:
+    """Log the choice, once as long as it stays the same."""
+    line = "; ".join(f"{kind} {each.part.name!r}: {each.reason}" for kind, each in chosen.items())
+    if line != plugins.chosen:
+        _log.info("%s", line)
+    plugins.chosen = line
+
+
+def _merge(chosen: Selected, values: Mapping[str, Any], foreign: Collection[str]) -> PartOptions:
+    options, part = chosen.part.options, chosen.part
+    if options is CallableOptions:
+        return options.parse(dict(values))
+    ignored = {key for key in values if key not in options.model_fields and key in foreign}
     for key in sorted(ignored):
         _log.warning("%r has no option %r; ignored", part.name, key)
     known = {key: value for key, value in values.items() if key not in ignored}
-    return part.options.parse({**options.model_dump(exclude_unset=True), **known})
+    return options.parse({**chosen.options.model_dump(exclude_unset=True), **known})

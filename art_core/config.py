@@ -27,6 +27,8 @@ class Environment:
     """``ART_PUBLISHER``: name of the publisher where the caller names none."""
     cache: Path = Path("~/.cache/art")
     """``ART_CACHE``: where converted models live."""
+    cuda_visible_devices: str | None = None
+    """``CUDA_VISIBLE_DEVICES``: the GPUs that a process may use; shown by ``art doctor`` and never changed."""
     debug: bool = False
     """``ART_DEBUG``: set to anything, the command line shows the traceback of an error of ours too."""
 
@@ -40,6 +42,7 @@ class Environment:
             store=get("ART_STORE") or None,
             publisher=get("ART_PUBLISHER") or None,
             cache=Path(get("ART_CACHE") or "~/.cache/art").expanduser(),
+            cuda_visible_devices=get("CUDA_VISIBLE_DEVICES"),
             debug=bool(get("ART_DEBUG")),
         )
 
@@ -72,12 +75,23 @@ def take_owner_fds() -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Every time-out of ART in one table; seconds."""
+    """Every time-out of ART in one table; seconds, but for the one count."""
 
     engine_start_s: float = 600.0
     """From launching the engine's process until it answers."""
     engine_stop_s: float = 10.0
     """From asking the engine to stop until it is killed."""
+    health_s: float = 0.5
+    """Between two looks at whether the engine lives: so soon a dead one is noticed, at a few milliseconds a look."""
+    engine_silence_s: float = 60.0
+    """An engine that lives but has not answered a look for so long counts as dead. Far above a busy engine's pauses:
+    being started again cuts every request."""
+    engine_restarts: int = 3
+    """How often a dead engine is started again within `engine_restart_window_s`. One that goes on dying has a cause
+    that a new start does not mend (memory, driver, a request that kills it), and a program that waits should hear it.
+    """
+    engine_restart_window_s: float = 600.0
+    """See `engine_restarts`. The time that starting takes does not count, so that a slow engine is judged alike."""
     trainer_start_s: float = 600.0
     """From launching the trainer's process until the base model is loaded."""
     trainer_stop_s: float = 10.0
@@ -98,6 +112,8 @@ class Timeouts:
     """One completion, from the gateway's side."""
     connect_s: float = 5.0
     """Connecting to a process of ours on this machine."""
+    device_query_s: float = 10.0
+    """Asking the GPU driver's own command which GPUs there are."""
 
 
 class PartOptions(BaseModel):

@@ -7,6 +7,7 @@
     │ ├ PluginLoadError (ImportError)
     │ ├ PluginConflictError
     │ ├ PluginContractError (TypeError)
+    │ ├ PluginUnusableError
     │ └ CapabilityError
     ├ DataError (ValueError)
     │ ├ TrajectoryError
@@ -16,6 +17,8 @@
       ├ EngineError
       │ ├ EngineStartError
       │ ├ EngineUnavailableError     retryable
+      │ │ ├ EngineDiedError
+      │ │ └ LocalServingUnavailableError   retryable
       │ └ StaleWeightsError
       ├ TrainerError
       │ ├ TrainerStartError
@@ -81,6 +84,10 @@ class PluginContractError(PluginError, TypeError):
     """A plugin registers something that does not keep the contract."""
 
 
+class PluginUnusableError(PluginError):
+    """A part is installed and can't work on this machine, for the reason that it gives itself."""
+
+
 class CapabilityError(PluginError):
     """Something was asked of a part that it does not declare."""
 
@@ -132,6 +139,16 @@ class EngineUnavailableError(EngineError):
     """The inference engine does not answer, or has died."""
 
     retryable = True
+
+
+class EngineDiedError(EngineUnavailableError):
+    """The inference engine's process has ended; it answers again only once it is started again."""
+
+    retryable = False
+
+
+class LocalServingUnavailableError(EngineUnavailableError):
+    """The address that serves a trained model can't be reached: its backend is closed, or its process has ended."""
 
 
 class StaleWeightsError(EngineError):

@@ -6,8 +6,9 @@
     POST /v1/completions                    whole or streamed
 
 A request holds its step from the first byte in to the last byte out, so that publication never cuts it: a flip moves
-new requests only. A client that goes away cancels its request in the engine. An engine that is down is 503 with
-`Retry-After`, at once; what the engine refuses (4xx) passes through as it is.
+new requests only. A client that goes away cancels its request in the engine. While the engine is down a request is
+answered 503 at once, with `Retry-After` for as long as the engine is expected back; the gateway's own address stays.
+What the engine refuses (4xx) passes through as it is.
 
 Every whole completion says on each choice which step and temperature sampled it, and carries the prompt's token ids;
 in a stream the first chunk of each choice does (`art_core.completion`). How a request passes is `art_core.relay`.
@@ -15,11 +16,12 @@ in a stream the first chunk of each choice does (`art_core.completion`). How a r
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import httpx
 from starlette.applications import Starlette
@@ -31,15 +33,14 @@ from starlette.routing import Route as Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from art_core.config import Timeouts
-from art_core.errors import RouteError
+from art_core.engine_client import EngineClient, Outage
+from art_core.errors import EngineUnavailableError, RouteError
 from art_core.protocols.engine import Endpoint
 from art_core.relay import Completions, engine_down, failure
 from art_core.route import RouteTable
 from art_core.server import ServerThread
 
 _START_S = 30.0
-# engines drop idle connections after 5 s at the earliest; ours go first, so that none breaks under a request
-_POOL = httpx.Limits(max_connections=None, max_keepalive_connections=512, keepalive_expiry=4.0)
 
 
 class Gateway:
@@ -58,7 +59,7 @@ class Gateway:
         self.api_key = api_key or secrets.token_urlsafe(32)
         self._timeouts = timeouts or Timeouts()
         self._route = route
-        self._endpoint = endpoint
+        self._engine = EngineClient(endpoint, self._timeouts)
         self._server: ServerThread | None = None
 
     @property
@@ -89,6 +90,19 @@ class Gateway:
         self._server = server
         return self.base_url
 
+    def suspend(self, outage: Outage) -> None:
+        """Refuse requests: the engine is down. Callable from any thread, as `follow` is."""
+        self._engine.suspend(outage)
+
+    def follow(self, endpoint: Endpoint, start_s: float) -> None:
+        """Send requests to this engine from now on.
+
+        Args:
+            endpoint: A started engine that holds everything that the route serves.
+            start_s: How long it took to come up, seconds.
+        """
+        self._engine.follow(endpoint, start_s)
+
     def close(self) -> None:
         """Stop serving; requests under way are cancelled and answered with 503. Idempotent."""
         if self._server is not None:
@@ -98,23 +112,13 @@ class Gateway:
             self._server = None
 
     def _application(self) -> Starlette:
-        timeout = httpx.Timeout(self._timeouts.request_s, connect=self._timeouts.connect_s, pool=None)
-        engine = httpx.AsyncClient(
-            base_url=self._endpoint.base_url,
-            # identity: a chunk must leave the engine's socket as the text that is marked here
-            headers={"authorization": f"Bearer {self._endpoint.api_key}", "accept-encoding": "identity"},
-            timeout=timeout,
-            limits=_POOL,
-            trust_env=False,
-        )
-
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
-            async with engine:
+            async with aclosing(self._engine):
                 yield
 
-        views = _Views(self._route, engine, self._timeouts.connect_s)
-        self._completions = [Completions(self._route, engine, chat=chat) for chat in (True, False)]
+        views = _Views(self._route, self._engine, self._timeouts.connect_s)
+        self._completions = [Completions(self._route, self._engine, chat=chat) for chat in (True, False)]
         return Starlette(
             routes=[
                 Path("/health", views.health),
@@ -150,7 +154,7 @@ class _Keyed:
 class _Views:
     """What can be asked without generating."""
 
-    def __init__(self, route: RouteTable, engine: httpx.AsyncClient, timeout_s: float) -> None:
+    def __init__(self, route: RouteTable, engine: EngineClient, timeout_s: float) -> None:
         self._route = route
         self._engine = engine
         self._timeout_s = timeout_s
@@ -158,9 +162,11 @@ class _Views:
 
     async def health(self, request: Request) -> Response:
         try:
-            answer = await self._engine.get("/health", timeout=self._timeout_s)
-        except httpx.TransportError as error:
-            return engine_down(error)
+            async with asyncio.timeout(self._timeout_s):
+                answer = await self._engine.send("GET", "/health")
+                await answer.aread()
+        except (EngineUnavailableError, httpx.TransportError, TimeoutError) as error:
+            return engine_down(error, self._engine.retry_after_s())
         healthy = answer.status_code == 200
         body = {"status": "ok" if healthy else "engine unhealthy", "models": self._route.names()}
         return JSONResponse(body, status_code=200 if healthy else 503)

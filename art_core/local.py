@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
-from art_core.backend import Backend, BackendSpec, delete_steps, open_backend
+from art_core.backend import Backend, BackendSpec, delete_steps, hold, open_backend
 from art_core.client.config import LocalTrainArgs, lora_config, step_config
 from art_core.client.dev import EngineArgs, InitArgs, InternalModelConfig, TrainerArgs, validate_internal_config
+from art_core.client.fork import ForkArgs, PullArgs, fork_model, pull_model
 from art_core.client.model import Model, TrainableModel
+from art_core.client.pin import pinned, pinned_step
 from art_core.client.result import LocalTrainResult
-from art_core.compose import Choice, Selection, compose
+from art_core.compose import Choice, compose, compose_store
 from art_core.config import Environment, LoRAConfig, Timeouts
 from art_core.errors import ConfigError, nearest
 from art_core.events import Observers
@@ -22,8 +25,10 @@ from art_core.loop import train_step
 from art_core.model_source import resolve_base_model
 from art_core.plugins import Plugins
 from art_core.protocols.engine import EngineSpec
+from art_core.protocols.store import CheckpointStore
 from art_core.protocols.trainer import TrainerSpec
 from art_core.run import RunDirectory
+from art_core.selection import EngineSelection, PublisherSelection, StoreSelection, TrainerSelection, is_object
 from art_core.step import StepConfig
 from art_core.trajectory import TrajectoryGroup
 
@@ -35,15 +40,19 @@ class LocalBackendArgs(TypedDict, total=False):
     """Both values end with the client; a service that outlives it comes later."""
     path: str | Path | None
     """Root of all runs; default ``.art``."""
-    engine: Selection
-    trainer: Selection
-    store: Selection
-    publisher: Selection
+    engine: EngineSelection
+    """A name, options, an `EnginePart` or an engine; an engine object serves one model."""
+    trainer: TrainerSelection
+    """A name, options, or ``module:callable``."""
+    store: StoreSelection
+    """A name, options, a `StorePart` or a store."""
+    publisher: PublisherSelection
+    """A name, options, a `PublisherPart`, a function of the engine and its capabilities, or a publisher."""
     observers: Sequence[object]
     """Objects with `hookimpl` observer methods."""
     timeouts: Timeouts
     gpu_cost_per_hour_usd: float | None
-    """Accepted, not used yet."""
+    """What this machine costs; makes `model.log` write ``costs/gpu``. Never guessed."""
     enable_expert_replay: bool
     """Accepted, not used: there is no mixture-of-experts trainer yet."""
 
@@ -82,6 +91,7 @@ class LocalBackend:
     async def register(self, model: Model[Any]) -> None:
         """Point the model's files at this backend's root. Starts nothing."""
         model.base_path = str(self._path)
+        model._account.gpu_cost_per_hour_usd = self._options.get("gpu_cost_per_hour_usd")
 
     async def train(
         self,
@@ -112,6 +122,35 @@ class LocalBackend:
         keep = options.get("save_checkpoint", True)
         path = str(outcome.policy.stored.directory) if keep else None
         return LocalTrainResult(step=outcome.policy.step, metrics=outcome.metrics, checkpoint_path=path)
+
+    @asynccontextmanager
+    async def adapter_lease(self, model: TrainableModel[Any], step: int) -> AsyncIterator[None]:
+        """Keep a served step served; inside, `model.get_inference_name()` is its name.
+
+        Args:
+            model: A registered model.
+            step: A served step.
+
+        Raises:
+            NoRouteError: The step is not served.
+        """
+        with self._session(model).backend.route.lease(step), pinned(model, step):
+            yield
+
+    @asynccontextmanager
+    async def exact_adapter_lease(self, model: TrainableModel[Any], step: int) -> AsyncIterator[None]:
+        """As `adapter_lease`; a step that is stored but no longer served is first published again, and proved.
+
+        Args:
+            model: A registered model.
+            step: A stored step.
+
+        Raises:
+            NoRouteError: The step is not stored.
+            PublishTimeoutError: Every adapter slot is in use.
+        """
+        with await hold(self._session(model).backend, step), pinned(model, step):
+            yield
 
     async def close(self) -> None:
         """Stop every engine, trainer and gateway; idempotent."""
@@ -154,7 +193,22 @@ class LocalBackend:
     def _model_inference_name(self, model: Model[Any], step: int | None = None) -> str:
         if not isinstance(model, TrainableModel):
             return model.inference_model_name or model.name
-        return self._session(model).backend.route.inference_name(step)
+        return self._session(model).backend.route.inference_name(pinned_step(model) if step is None else step)
+
+    async def _experimental_fork_checkpoint(
+        self, model: TrainableModel[Any], from_model: str, **options: Unpack[ForkArgs]
+    ) -> None:
+        if (model.project, model.run_name) in self._sessions:
+            raise ConfigError(
+                f"model {model.name!r} is registered already; fork before `await model.register(backend)`"
+            )
+        await fork_model(self._store(), self._path, model, from_model, options)
+
+    async def _experimental_pull_model_checkpoint(self, model: Model[Any], **options: Unpack[PullArgs]) -> str:
+        return str(await pull_model(self._store(), self._path, model, options))
+
+    def _store(self) -> CheckpointStore:
+        return compose_store(self._options.get("store"), self._plugins)
 
     async def _get_step(self, model: TrainableModel[Any]) -> int:
         return self._session(model).backend.route.current().policy.step
@@ -191,6 +245,11 @@ class LocalBackend:
 
     def _choice(self, config: InternalModelConfig, trainer_options: dict[str, Any]) -> Choice:
         options = self._options
+        if self._sessions and is_object(options.get("engine")):
+            raise ConfigError(
+                "the engine object given to this LocalBackend serves a model already; give each model a LocalBackend "
+                "and an engine of its own, or name an engine"
+            )
         return Choice(
             engine=options.get("engine"),
             trainer=options.get("trainer"),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from art_core.backend import Backend, make_room, serve
+from art_core.backend import Backend, publish
 from art_core.batch import make_batch
 from art_core.capability import Capability
 from art_core.checkpoint import PROBE, Checkpoint, write_manifest
@@ -43,6 +43,7 @@ async def train_step(backend: Backend, groups: Sequence[TrajectoryGroup], config
 
     Raises:
         DataError: The groups can't be trained on; nothing has happened.
+        EngineDiedError: The engine will not come back; nothing has happened, or the step is committed and not served.
         RunError: A stage failed (its `stage`, `run`, `step` say where); the last published step goes on serving,
             and the same call may be made again.
     """
@@ -65,8 +66,7 @@ async def train_step(backend: Backend, groups: Sequence[TrajectoryGroup], config
         backend.position.step = step
         backend.observers.step(run.name, step, result.metrics)
     with _stage(timings, backend, "publish", step):
-        await make_room(backend)
-        policy = await backend.publisher.publish(backend.route.public_name(step), stored)
+        policy = await publish(backend, stored)
     with _stage(timings, backend, "flip", step):
         backend.route.flip(policy)
         backend.observers.publish(run.name, policy, timings.seconds)
@@ -76,8 +76,12 @@ async def train_step(backend: Backend, groups: Sequence[TrajectoryGroup], config
 
 
 async def _catch_up(backend: Backend) -> PublishedPolicy:
-    """Mend what a failed step left: publish a step that was stored but not served, put the trainer back on it."""
+    """Mend what a failed step or a dead trainer left: put the trainer back on the newest stored step, and serve it."""
+    backend.recovery.require()
     served = backend.route.current().policy
+    if not backend.trainer.alive:
+        _log.warning("the trainer's process has ended; it is started again from the newest stored step")
+        backend.position.step = None
     if backend.position.step == served.step:
         return served
     newest = (await backend.store.list(backend.spec.run.path))[-1]
@@ -86,7 +90,7 @@ async def _catch_up(backend: Backend) -> PublishedPolicy:
         backend.position.step = newest.step
     if newest.step > served.step:
         _log.warning("step %d was stored but not served; publishing it before step %d", newest.step, newest.step + 1)
-        await serve(backend, newest)
+        backend.route.flip(await publish(backend, newest))
     return backend.route.current().policy
 
 

@@ -1,13 +1,13 @@
 """Find plugins by entry point, load them by name, check what they register.
 
 Only the plugin that is named gets imported, so a broken neighbour can't stop a run. Listing imports every plugin,
-each on its own, and reports the broken ones beside the good.
+each on its own, and reports the broken ones beside the good; each part says itself whether it can work here.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Literal
@@ -21,6 +21,7 @@ from art_core.errors import (
     PluginError,
     PluginLoadError,
     PluginNotFoundError,
+    PluginUnusableError,
     nearest,
 )
 from art_core.hookspecs import PROJECT
@@ -51,13 +52,26 @@ class PluginReport:
     """Why it can't be used, None where it can."""
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A part that could be chosen automatically."""
+
+    part: Part
+    unusable: str | None
+    """Why it can't work here, None where it can."""
+
+
 class Plugins:
-    """The plugins of this interpreter; holds what has been loaded so far."""
+    """The plugins of this interpreter; holds what has been loaded so far, and why parts can't be used."""
 
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager(PROJECT)
         self.manager.add_hookspecs(hookspecs)
+        self.chosen = ""
+        """What was last composed with these plugins: each kind's part, and the reason."""
         self._parts: dict[tuple[Kind, str], Part] = {}
+        self._candidates: dict[Kind, list[Candidate]] = {}
+        self._reports: list[PluginReport] | None = None
 
     def part(self, kind: Kind, name: str) -> Part:
         """The part of that kind and name, loading its plugin on first use.
@@ -79,32 +93,63 @@ class Plugins:
         """The usable part of that kind with the highest priority (ties: first by name).
 
         Raises:
-            PluginNotFoundError: None is installed; broken ones are named.
+            PluginNotFoundError: None is installed; broken plugins are named.
+            PluginUnusableError: None can work here; each is named with its reason.
         """
-        reports = self.report()
-        parts = [part for report in reports for part in report.parts if isinstance(part, KINDS[kind])]
-        if not parts:
-            broken = "; ".join(f"{r.name}: {r.error}" for r in reports if r.error) or "none"
+        candidates = self.candidates(kind)
+        for candidate in candidates:
+            if candidate.unusable is None:
+                return candidate.part
+        broken = "; ".join(f"{r.name}: {r.error}" for r in self.report() if r.error) or "none"
+        if not candidates:
             raise PluginNotFoundError(
                 f"no {kind} is installed (broken plugins: {broken}); install a plugin that offers one: "
                 f"pip install art-<name>"
             )
-        return max(sorted(parts, key=lambda part: part.name), key=lambda part: part.priority)
+        reasons = "; ".join(f"{each.part.name}: {each.unusable}" for each in candidates)
+        raise PluginUnusableError(
+            f"no installed {kind} can work here ({reasons}) (broken plugins: {broken}); mend one of these, or install "
+            f"another: pip install art-<name>"
+        )
+
+    def candidates(self, kind: Kind) -> list[Candidate]:
+        """Every part of that kind, the highest priority first (ties: by name), with why it can't work here."""
+        if kind not in self._candidates:
+            parts = [part for report in self.report() for part in report.parts if isinstance(part, KINDS[kind])]
+            ranked = sorted(parts, key=lambda part: (-part.priority, part.name))
+            self._candidates[kind] = [Candidate(part, self.unusable(part)) for part in ranked]
+        return self._candidates[kind]
+
+    def unusable(self, part: Part) -> str | None:
+        """Why a part can't work here, in its own words; None where it can.
+
+        A check that fails, or answers with something else than its contract says, is a reason too.
+        """
+        try:
+            reason: object = part.usable()
+        except Exception as error:  # noqa: BLE001 - foreign code; its failure is the answer
+            _log.debug("the check of part %r failed", part.name, exc_info=error)
+            return f"its check failed: {type(error).__name__}: {error}; tell the authors of the plugin"
+        if reason is None or (isinstance(reason, str) and reason):
+            return reason
+        return f"its check answered {reason!r}, not None or a sentence; tell the authors of the plugin"
 
     def report(self) -> list[PluginReport]:
         """Every installed plugin by name, imported one by one; a broken one is reported, never raised."""
-        reports = []
-        for entry in sorted(_installed(), key=lambda entry: entry.name):
-            error = None
-            try:
-                self._load("engine", entry.name)
-            except PluginError as problem:
-                error = f"{type(problem).__name__}: {problem}"
-                _log.warning("plugin %r can't be used: %s", entry.name, problem)
-            parts = [part for (_, name), part in self._parts.items() if name == entry.name]
-            name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")
-            reports.append(PluginReport(entry.name, name, version, parts, error))
-        return reports
+        if self._reports is None:
+            installed = sorted(_installed(), key=lambda entry: (entry.name, _distribution(entry)))
+            self._reports = [self._report(entry) for entry in installed]
+        return self._reports
+
+    def _report(self, entry: EntryPoint) -> PluginReport:
+        error = None
+        try:
+            self._load("engine", entry.name)
+        except PluginError as problem:
+            error = f"{type(problem).__name__}: {problem}"
+            _log.warning("plugin %r can't be used: %s", entry.name, problem)
+        parts = [part for (_, name), part in self._parts.items() if name == entry.name]
+        return PluginReport(entry.name, _distribution(entry), _version(entry), parts, error)
 
     def _load(self, kind: Kind, name: str) -> None:
         if self.manager.has_plugin(name):
@@ -112,11 +157,13 @@ class Plugins:
         entry = _entry(kind, name)
         try:
             module = entry.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script that is no module ends itself when it is imported
             raise PluginLoadError(
                 f"plugin {name!r} ({_distribution(entry)}) can't be imported: {type(error).__name__}: {error}"
             ) from error
         parts: dict[tuple[Kind, str], Part] = {}
+        if (other := self.manager.get_name(module)) is not None:
+            raise PluginContractError(f"plugin {name!r} ({_distribution(entry)}) is the same module as {other!r}")
         try:
             self.manager.register(module, name)
             self.manager.check_pending()
@@ -140,28 +187,37 @@ def _collect(
     manager: pluggy.PluginManager, module: object, kind: Kind, name: str, into: dict[tuple[Kind, str], Part]
 ) -> None:
     def register(part: Part) -> None:
-        _check(part, kind, name)
+        check_part(part, kind, name)
         if (kind, name) in into:
             raise PluginConflictError(f"plugin {name!r} registers two {kind}s of that name")
         into[kind, name] = part
 
-    others = [plugin for plugin in manager.get_plugins() if plugin is not module]
-    hook = manager.subset_hook_caller(f"art_register_{kind}s", remove_plugins=others)
-    call: Callable[..., object] = hook
+    # this module's own, one by one: a hook call would ask every other plugin to register again
+    hook: pluggy.HookCaller = manager.hook.__dict__[f"art_register_{kind}s"]
     try:
-        call(register=register)
+        for implementation in hook.get_hookimpls():
+            if implementation.plugin is module:
+                implementation.function(*(register for _ in implementation.argnames))
     except PluginError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginLoadError(f"plugin {name!r} failed while registering its {kind}: {error}") from error
 
 
-def _check(part: object, kind: Kind, name: str) -> None:
+def check_part(part: object, kind: Kind, name: str) -> None:
+    """Refuse a part that does not keep the contract.
+
+    Args:
+        part: What was registered, or given by the caller.
+        kind: What it must be.
+        name: What it must be called.
+
+    Raises:
+        PluginContractError: It is of another kind, name or contract version.
+    """
     expected = KINDS[kind]
     if not isinstance(part, expected):
-        raise PluginContractError(
-            f"plugin {name!r} registers {type(part).__name__} as {kind}; expected {expected.__name__}"
-        )
+        raise PluginContractError(f"{name!r} registers {type(part).__name__} as {kind}; expected {expected.__name__}")
     for what, seen, allowed in (
         ("name", part.name, name),
         ("options.part", part.options.part, name),
@@ -192,4 +248,20 @@ def _entry(kind: Kind, name: str) -> EntryPoint:
 
 
 def _distribution(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else entry.value
+    return _metadata(entry).get("name", entry.value)
+
+
+def _version(entry: EntryPoint) -> str:
+    return _metadata(entry).get("version", "?")
+
+
+def _metadata(entry: EntryPoint) -> Mapping[str, str]:
+    """Name and version of the distribution, as far as its metadata can be read: a broken one must not stop others."""
+    if entry.dist is None:
+        return {}
+    try:
+        found = entry.dist.metadata
+        return {key.lower(): found[key] for key in ("Name", "Version") if key in found}
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with that file is wrong with that plugin alone
+        _log.debug("the metadata of %s can't be read", entry.value, exc_info=error)
+        return {}

@@ -20,7 +20,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from art_core.completion import Served, StreamMarker, choice_count, dump, mark, with_defaults
-from art_core.errors import NoRouteError
+from art_core.engine_client import EngineClient
+from art_core.errors import EngineUnavailableError, NoRouteError
 from art_core.route import Lease, RouteTable
 
 _log = logging.getLogger("art.gateway")
@@ -39,11 +40,11 @@ class Completions:
 
     Args:
         route: Which step answers which name.
-        engine: Client of the engine's endpoint.
+        engine: How the engine is reached.
         chat: Whether it is chat completions.
     """
 
-    def __init__(self, route: RouteTable, engine: httpx.AsyncClient, *, chat: bool) -> None:
+    def __init__(self, route: RouteTable, engine: EngineClient, *, chat: bool) -> None:
         self._route = route
         self._engine = engine
         self._chat = chat
@@ -96,51 +97,49 @@ class Completions:
         return _Call(request, Served(lease.adapter, lease.step, request["temperature"]))
 
     async def _answer(self, path: str, call: _Call, send: Send) -> None:
-        request = self._engine.build_request(
-            "POST", path, content=dump(call.request), headers={"content-type": "application/json"}
-        )
         try:
-            answer = await self._engine.send(request, stream=True)
+            answer = await self._engine.send("POST", path, dump(call.request))
         except _ENDS as error:
-            await _send(send, engine_down(error))
+            await _send(send, self._down(error))
             return
         async with aclosing(answer):
             if answer.status_code == 200 and call.request.get("stream"):
-                await _relay(answer, StreamMarker(call.served, choice_count(call.request)), send)
+                await self._relay(answer, StreamMarker(call.served, choice_count(call.request)), send)
             else:
-                await _send(send, await _whole(answer, call.served))
+                await _send(send, await self._whole(answer, call.served))
+
+    async def _whole(self, answer: httpx.Response, served: Served) -> Response:
+        try:
+            body = await answer.aread()
+        except _ENDS as error:
+            return self._down(error)
+        if answer.status_code == 200:
+            completion = json.loads(body)
+            mark(completion, served)
+            body = dump(completion)
+        media_type = answer.headers.get("content-type", "application/json")
+        return Response(body, answer.status_code, media_type=media_type)
+
+    async def _relay(self, answer: httpx.Response, marker: StreamMarker, send: Send) -> None:
+        """Pass a stream on as it comes; one that breaks off ends with an error event, never as if it were whole."""
+        media_type = answer.headers.get("content-type", "text/event-stream").encode()
+        headers = [(b"content-type", media_type), (b"cache-control", b"no-cache")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            async for data in answer.aiter_raw():
+                if marked := marker.feed(data):
+                    await send(_chunk(marked))
+            last = marker.end()
+        except _ENDS as error:
+            last = b"data: " + bytes(self._down(error).body) + b"\n\n"
+        await send(_chunk(last, more=False))
+
+    def _down(self, error: BaseException) -> Response:
+        return engine_down(error, self._engine.retry_after_s())
 
 
 # cancelled: the client has gone, and is told nothing; or the gateway closes, and the client is told so
-_ENDS = (httpx.TransportError, asyncio.CancelledError)
-
-
-async def _whole(answer: httpx.Response, served: Served) -> Response:
-    try:
-        body = await answer.aread()
-    except _ENDS as error:
-        return engine_down(error)
-    if answer.status_code == 200:
-        completion = json.loads(body)
-        mark(completion, served)
-        body = dump(completion)
-    media_type = answer.headers.get("content-type", "application/json")
-    return Response(body, answer.status_code, media_type=media_type)
-
-
-async def _relay(answer: httpx.Response, marker: StreamMarker, send: Send) -> None:
-    """Pass a stream on as it comes; one that breaks off ends with an error event, never as if it were whole."""
-    media_type = answer.headers.get("content-type", "text/event-stream").encode()
-    headers = [(b"content-type", media_type), (b"cache-control", b"no-cache")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    try:
-        async for data in answer.aiter_raw():
-            if marked := marker.feed(data):
-                await send(_chunk(marked))
-        last = marker.end()
-    except _ENDS as error:
-        last = b"data: " + bytes(engine_down(error).body) + b"\n\n"
-    await send(_chunk(last, more=False))
+_ENDS = (EngineUnavailableError, httpx.TransportError, asyncio.CancelledError)
 
 
 def _chunk(body: bytes, *, more: bool = True) -> Message:
@@ -157,19 +156,24 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-def engine_down(error: BaseException) -> Response:
-    """503, at once: the engine's socket is closed or silent, or the gateway is closing.
+def engine_down(error: BaseException, retry_after_s: int | None) -> Response:
+    """503, at once: there is no engine, or its socket is closed or silent, or the gateway is closing.
 
     Args:
         error: What came of speaking to the engine.
+        retry_after_s: When asking again may help; None: it will not.
     """
     if isinstance(error, asyncio.CancelledError):
-        message = "the gateway is closing; the answer is not whole"
+        message, retry_after_s = "the gateway is closing; the answer is not whole", 1
+    elif isinstance(error, EngineUnavailableError):
+        message = str(error)
     else:
         message = f"the engine does not answer ({error!r}); try again"
         _log.warning("the engine does not answer: %r", error)
     body = _error(message, "server_error", "engine_unavailable")
-    return JSONResponse(body, status_code=503, headers={"retry-after": "1"})
+    # the second is OpenAI's way to stop their clients, who else ask again at once
+    headers = {"x-should-retry": "false"} if retry_after_s is None else {"retry-after": str(retry_after_s)}
+    return JSONResponse(body, status_code=503, headers=headers)
 
 
 def failure(status: int, message: str, code: str, param: str | None = None) -> Response:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
 from typing import Self
@@ -84,18 +84,23 @@ class RouteTable:
         """The name of a step, served or not: ``<name>@<step>``."""
         return f"{self.name}@{step}"
 
-    def flip(self, policy: PublishedPolicy) -> Route:
+    def flip(
+        self, policy: PublishedPolicy, *, keep_default: bool = False, beside: Iterable[PublishedPolicy] | None = None
+    ) -> Route:
         """Make a published step the default; requests in flight keep the step they started with.
 
         Args:
             policy: A step newer than the default; any step where nothing is served yet.
+            keep_default: Serve a step older than the default beside it instead.
+            beside: Given where the engine was started again: the default may stay the same step, and older steps that
+                are still served take these policies, or go if they are not among these. None: they stay as they are.
 
         Returns:
             What is served from now on.
 
         Raises:
-            RouteError: The step is not newer than the default, or it is published under another name than
-                its public one; the route has not moved.
+            RouteError: The step is not newer (older) than the default, or it is published under another name
+                than its public one; the route has not moved.
         """
         if policy.name != self.public_name(policy.step):
             raise RouteError(
@@ -104,14 +109,23 @@ class RouteTable:
                 step=policy.step,
             )
         with self._lock:
-            if self._route is not None and policy.step <= self._route.policy.step:
+            route = self._route
+            newest = route.policy.step if route is not None else -1
+            if keep_default and policy.step >= newest:
+                raise RouteError(f"step {policy.step} of {self.name!r} is not older than the default", step=policy.step)
+            if not keep_default and policy.step < newest + (beside is None):
                 raise RouteError(
-                    f"step {policy.step} can't become the default of {self.name!r}: step {self._route.policy.step} "
+                    f"step {policy.step} can't become the default of {self.name!r}: step {newest} "
                     f"is served already, and the default only moves forward",
                     step=policy.step,
                 )
-            served = self._route.served if self._route is not None else {}
-            self._route = Route(policy, MappingProxyType({**served, policy.step: policy}))
+            served = dict(route.served) if route is not None else {}
+            if beside is not None:
+                served = {each.step: each for each in beside if each.step in served}
+            served[policy.step] = policy
+            default = route.policy if keep_default and route is not None else policy
+            self._route = Route(default, MappingProxyType({step: served[step] for step in sorted(served)}))
+            self._wake()
             return self._route
 
     def current(self) -> Route:
@@ -166,10 +180,7 @@ class RouteTable:
         raise NoRouteError(f"no model {model!r} is served; {nearest(model, self.names())}")
 
     def lease(self, step: int) -> Lease:
-        """Keep a step served for as long as the caller needs it, e.g. for an evaluation.
-
-        Args:
-            step: A served step.
+        """Keep a served step served for as long as the caller needs it, e.g. for an evaluation.
 
         Raises:
             NoRouteError: The step is not served.

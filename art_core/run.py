@@ -19,7 +19,7 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -73,10 +73,7 @@ class RunDirectory:
             RunLockedError: Another process holds the run; it is named.
             StoreError: The system refuses.
         """
-        root = root.absolute()
-        path = root / _plain("project", project) / "models" / _plain("run", run)
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise ConfigError(f"run directory {path} leads out of {root} through a link; remove the link")
+        path = run_path(root, project, run)
         opened = cls(path)
         with disk.disk_errors(f"open run {run!r}"):
             for directory in (opened.checkpoints, opened.log_directory, path / "trajectories"):
@@ -215,12 +212,8 @@ class RunDirectory:
             disk.replace(path, wanted.model_dump_json(indent=1).encode())
             return
         made = self.record()
-        for what, before, now in (
-            ("base model", made.base_model, wanted.base_model),
-            ("LoRA rank", made.lora.rank, wanted.lora.rank),
-            ("LoRA alpha", made.lora.alpha, wanted.lora.alpha),
-            ("LoRA target modules", _modules(made.lora), _modules(wanted.lora)),
-        ):
+        base = ("base model", made.base_model, wanted.base_model)
+        for what, before, now in (base, *shape_fields(made.lora, wanted.lora)):
             if before != now:
                 raise ConfigError(
                     f"run {self.name!r} was made with {what} {before!r}, not {now!r}; "
@@ -233,12 +226,37 @@ class RunDirectory:
                 shutil.rmtree(path)
 
 
+def run_path(root: Path, project: str, run: str) -> Path:
+    """Where a run stands, whether or not it does.
+
+    Args:
+        root: Directory of all projects.
+        project: Project name.
+        run: Run name.
+
+    Raises:
+        ConfigError: A name is not a plain one, or the place leads out of the root through a link.
+    """
+    root = root.absolute()
+    path = root / _plain("project", project) / "models" / _plain("run", run)
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"run directory {path} leads out of {root} through a link; remove the link")
+    return path
+
+
 def _plain(what: str, name: str) -> str:
     if not name or name.startswith(".") or set(name) & set("/\\\0") or len(name.encode()) > 255:
         raise ConfigError(
             f"{what} name is {name!r}; allowed: 1 to 255 bytes, without '/', '\\' or NUL, not starting with a dot"
         )
     return name
+
+
+def shape_fields(first: LoRAConfig, second: LoRAConfig) -> Iterator[tuple[str, object, object]]:
+    """What makes an adapter's shape, by name, of two configurations side by side."""
+    yield "LoRA rank", first.rank, second.rank
+    yield "LoRA alpha", first.alpha, second.alpha
+    yield "LoRA target modules", _modules(first), _modules(second)
 
 
 def _modules(lora: LoRAConfig) -> list[str] | None:

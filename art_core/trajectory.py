@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import time
 import traceback
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias, cast, overload
 
 from openai.types.chat.chat_completion import Choice
 from pydantic import BaseModel, BeforeValidator, Field, SkipValidation
 
 from art_core.errors import TrajectoryError
+from art_core.tally import KEPT, Tally, current_tally, run_all
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
@@ -78,7 +79,7 @@ class History(_Record):
 
 
 class Trajectory(History):
-    """One rollout and its reward.
+    """One rollout and its reward; inside ``with Trajectory() as t`` the model's client records into it.
 
     `reward` may be set at any time until training; NaN and infinity are refused by the batch stage.
     """
@@ -96,6 +97,14 @@ class Trajectory(History):
 
     def __str__(self) -> str:
         return f"Trajectory(reward={self.reward}, metrics={self.metrics}, metadata={self.metadata})"
+
+    def __enter__(self) -> Self:
+        recording.set((*recording.get(), self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        recording.set(recording.get()[:-1])
+        self.finish()
 
     def log(self, message: str) -> None:
         """Add a line to `logs`."""
@@ -129,6 +138,10 @@ class Trajectory(History):
         }
 
 
+recording: ContextVar[tuple[Trajectory, ...]] = ContextVar("recording", default=())
+"""The trajectories whose block the running code is in; the last one records."""
+
+
 class RecordedException(BaseModel):
     """An exception of a rollout, as text."""
 
@@ -143,28 +156,7 @@ class RecordedException(BaseModel):
         return cls(type=type(error).__qualname__, message=str(error), traceback=text)
 
 
-class Tally(Protocol):
-    """Whoever gathers rollouts and decides how many may fail."""
-
-    def succeeded(self, trajectory: Trajectory) -> None:
-        """A rollout has ended well."""
-        ...
-
-    def failed(self, error: Exception) -> None:
-        """A rollout has raised; raises the error again where too many have."""
-        ...
-
-
-class _NoFailures:
-    def succeeded(self, trajectory: Trajectory) -> None:
-        """Nothing to count."""
-
-    def failed(self, error: Exception) -> None:
-        raise error
-
-
-current_tally: ContextVar[Tally] = ContextVar("current_tally", default=_NoFailures())  # noqa: B039 - has no state
-"""The gathering that the running task belongs to; outside of any, the first failure is raised."""
+AWAITABLES = "TrajectoryGroup(<awaitables>) is deprecated; write art.trajectory_group(<awaitables>)"
 
 Rollouts: TypeAlias = Iterable[Trajectory | BaseException] | Iterable[Awaitable[Trajectory]]
 
@@ -195,6 +187,7 @@ class TrajectoryGroup(_Record):
         """A group, or, given awaitables, what can be awaited for one."""
         items = list(trajectories)
         if any(inspect.isawaitable(item) for item in items):
+            warnings.warn(AWAITABLES, DeprecationWarning, stacklevel=2)
             return PendingGroup(items, details)
         group = super().__new__(cls)
         group.__dict__["given"] = items  # an iterator is spent now; __init__ is handed the spent one
@@ -234,34 +227,20 @@ class PendingGroup(Awaitable[TrajectoryGroup]):
     Args:
         rollouts: Awaitables of trajectories; trajectories and exceptions may stand among them.
         details: The other arguments of `TrajectoryGroup`.
+        keep_exceptions: Whether every exception is kept, whatever the gathering allows.
     """
 
-    def __init__(self, rollouts: Sequence[Any], details: dict[str, Any]) -> None:
+    def __init__(self, rollouts: Sequence[Any], details: dict[str, Any], *, keep_exceptions: bool = False) -> None:
         self.rollouts = rollouts
         self.details = details
+        self._keep = keep_exceptions
 
     def __await__(self) -> Generator[Any, None, TrajectoryGroup]:
         return self._gather().__await__()
 
     async def _gather(self) -> TrajectoryGroup:
-        tally = current_tally.get()
+        tally = KEPT if self._keep else current_tally.get()
         return TrajectoryGroup(await run_all([_outcome(rollout, tally) for rollout in self.rollouts]), **self.details)
-
-
-async def run_all(awaitables: Iterable[Awaitable[Any]]) -> list[Any]:
-    """Await all at once, results in the order given; when one raises or the caller is cancelled, none is left running.
-
-    Args:
-        awaitables: Coroutines or futures.
-    """
-    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 async def _outcome(rollout: Any, tally: Tally) -> Trajectory | BaseException:

@@ -88,6 +88,11 @@ class TrainerWorker:
         answer, _ = await self._call("start", data, {}, deadline - time.monotonic())
         return _INFO.validate_python(answer["info"])
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended; where it has, `start` launches it again."""
+        return self._connection is not None and self._connection.child.alive
+
     async def step(self, batch: TrainBatch, config: StepConfig) -> StepResult:
         """See `Trainer.step`. A cancelled step has ended in the process too when this raises."""
         data = {"config": _CONFIG.dump_python(config, mode="json")}

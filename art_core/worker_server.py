@@ -23,9 +23,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from art_core.batch import TrainBatch
-from art_core.errors import to_wire
+from art_core.errors import PluginLoadError, PluginNotFoundError, nearest, to_wire
 from art_core.message import Arrays, decode, encode, own_versions
-from art_core.part import TrainerPart
+from art_core.part import TrainerPart, require_contract
 from art_core.plugins import load_part
 from art_core.process import announce, attach_owner
 from art_core.protocols.trainer import Trainer, TrainerInfo, TrainerSpec
@@ -129,12 +129,27 @@ class TrainerHost:
 def _factory(trainer: str) -> Callable[[Mapping[str, Any]], Trainer]:
     def create(options: Mapping[str, Any]) -> Trainer:
         if ":" in trainer:
-            module, _, name = trainer.partition(":")
-            return cast(Trainer, vars(import_module(module))[name](options))
+            made = _imported(trainer)(options)
+            require_contract(made, Trainer, f"what trainer {trainer!r} returns")
+            return made
         part = cast(TrainerPart, load_part("trainer", trainer))
         return part.create(part.options.parse(dict(options)))
 
     return create
+
+
+def _imported(trainer: str) -> Callable[[Mapping[str, Any]], Trainer]:
+    """What ``module:callable`` names, in this process."""
+    module, _, name = trainer.partition(":")
+    try:
+        found: Mapping[str, Any] = vars(import_module(module))
+    except ImportError as error:
+        advice = "install it for this interpreter, or put its directory on PYTHONPATH before the run starts"
+        raise PluginLoadError(f"trainer {trainer!r} can't be imported: {error}; {advice}") from error
+    if not callable(found.get(name)):
+        offered = [each for each, value in found.items() if callable(value) and not each.startswith("_")]
+        raise PluginNotFoundError(f"trainer {trainer!r}: {module} has no callable {name!r}; {nearest(name, offered)}")
+    return cast(Callable[[Mapping[str, Any]], Trainer], found[name])
 
 
 async def _serve(trainer: str, socket_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What rollouts and training scripts use besides."""
 
-from art_core.client.dataset import DatasetBatch, iterate_dataset
-from art_core.client.retry import retry
+from art.utils.iterate_dataset import DatasetBatch, iterate_dataset
+from art.utils.limit_concurrency import limit_concurrency
+from art.utils.retry import retry
 
-__all__ = ["DatasetBatch", "iterate_dataset", "retry"]
+__all__ = ["DatasetBatch", "iterate_dataset", "limit_concurrency", "retry"]

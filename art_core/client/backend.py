@@ -11,6 +11,7 @@ once per step and `close` at the end.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ class Backend(Protocol):
     @property
     def train(self) -> Callable[..., Awaitable[TrainResult]]:
         """``await backend.train(model, trajectory_groups, **options)``: make a step and serve it."""
+        ...
+
+    def exact_adapter_lease(self, model: TrainableModel[Any], step: int) -> AbstractAsyncContextManager[None]:
+        """Keep that step served for the block; inside, `model.get_inference_name()` is its name."""
         ...
 
     async def _prepare_backend_for_training(

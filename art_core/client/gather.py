@@ -10,7 +10,8 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 from openai.types.chat.chat_completion import Choice
 
 from art_core.errors import ConfigError, nearest
-from art_core.trajectory import PendingGroup, Trajectory, TrajectoryGroup, as_item, current_tally, run_all
+from art_core.tally import Tally, current_tally, run_all
+from art_core.trajectory import PendingGroup, Trajectory, TrajectoryGroup, as_item
 
 AfterEach: TypeAlias = Callable[[TrajectoryGroup], Awaitable[TrajectoryGroup | list[TrajectoryGroup] | None]]
 
@@ -36,7 +37,7 @@ async def gather_trajectory_groups(
     """Await groups at once.
 
     Args:
-        groups: ``TrajectoryGroup(rollout(...) for _ in range(n))``, or coroutines that return a group.
+        groups: ``art.trajectory_group(rollout(...) for _ in range(n))``, or coroutines that return a group.
         **options: See `GatherArgs`.
 
     Returns:
@@ -47,10 +48,10 @@ async def gather_trajectory_groups(
     """
     waiting = list(groups)
     after_each = options.get("after_each")
-    total = sum(_size(group) for group in waiting)
+    total = sum(map(rollouts_in, waiting))
 
-    async def one(group: Awaitable[TrajectoryGroup] | TrajectoryGroup, tally: _Tally) -> list[TrajectoryGroup]:
-        finished = await _group(group, tally)
+    async def one(group: Awaitable[TrajectoryGroup] | TrajectoryGroup, tally: RolloutTally) -> list[TrajectoryGroup]:
+        finished = await finished_group(group, tally)
         if after_each is None:
             return [finished]
         replaced = await after_each(finished)
@@ -78,7 +79,7 @@ async def gather_trajectories(trajectories: Iterable[Awaitable[Any]], **options:
     """
     waiting = list(trajectories)
 
-    async def one(rollout: Awaitable[Any], tally: _Tally) -> Any:
+    async def one(rollout: Awaitable[Any], tally: RolloutTally) -> Any:
         try:
             result = await rollout
         except Exception as error:  # noqa: BLE001 - the user's code: counted, and raised beyond the limit
@@ -93,8 +94,13 @@ async def gather_trajectories(trajectories: Iterable[Awaitable[Any]], **options:
         return await run_all([one(rollout, tally) for rollout in waiting])
 
 
-async def _group(group: Awaitable[TrajectoryGroup] | TrajectoryGroup, tally: _Tally) -> TrajectoryGroup:
-    """The finished group; a coroutine that raises gives an empty one that holds the exception."""
+async def finished_group(group: Awaitable[TrajectoryGroup] | TrajectoryGroup, tally: Tally) -> TrajectoryGroup:
+    """The finished group, counted; a coroutine that raises gives an empty one that holds the exception.
+
+    Args:
+        group: What is awaited.
+        tally: Who counts.
+    """
     if isinstance(group, TrajectoryGroup):
         finished = group
     else:
@@ -103,30 +109,41 @@ async def _group(group: Awaitable[TrajectoryGroup] | TrajectoryGroup, tally: _Ta
         except Exception as error:  # noqa: BLE001 - the user's code: kept on the group, and raised beyond the limit
             tally.failed(error)
             return TrajectoryGroup([error])
-    if not isinstance(group, PendingGroup):
-        tally.total += max(0, len(finished) - 1)  # its size was not known before
     for trajectory in finished:
         tally.succeeded(trajectory)
     return finished
 
 
-def _size(group: Awaitable[TrajectoryGroup] | TrajectoryGroup) -> int:
+def rollouts_in(group: Awaitable[TrajectoryGroup] | TrajectoryGroup) -> int:
+    """How many rollouts a group runs; 1 where that can't be known before it has."""
     return len(group.rollouts) if isinstance(group, PendingGroup) else 1
 
 
-class _Tally:
-    """Counts what a gathering gave; each trajectory and exception once, however many layers report it."""
+class RolloutTally:
+    """Counts what a gathering gave; each trajectory and exception once, however many layers report it.
 
-    def __init__(self, total: int, max_exceptions: float, show: Callable[[_Tally], None]) -> None:
+    Args:
+        total: Rollouts, as far as known.
+        max_exceptions: See `GatherArgs`.
+    """
+
+    def __init__(self, total: int, max_exceptions: float) -> None:
         self.total = total
         self.sums: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.trajectories: dict[int, Trajectory] = {}
         self.errors: dict[int, Exception] = {}
+        self.show: Callable[[], None] = lambda: None
+        """Called after each count."""
         self._allowed = max_exceptions * total if 0 < max_exceptions < 1 else max_exceptions
-        self._show = show
+
+    @property
+    def done(self) -> int:
+        """Rollouts that have ended, well or not."""
+        return len(self.trajectories) + len(self.errors)
 
     def succeeded(self, trajectory: Trajectory) -> None:
+        """Count a trajectory."""
         if id(trajectory) in self.trajectories:
             return
         self.trajectories[id(trajectory)] = trajectory
@@ -136,11 +153,12 @@ class _Tally:
         for name, value in {"reward": trajectory.reward, **trajectory.metrics}.items():
             self.sums[name] += value  # type: ignore[assignment]  # a Counter holds floats as well
             self.counts[name] += 1
-        self._show(self)
+        self.show()
 
     def failed(self, error: Exception) -> None:
+        """Count an exception; raises it where too many have been."""
         self.errors[id(error)] = error
-        self._show(self)
+        self.show()
         if len(self.errors) > self._allowed:
             raise error
 
@@ -152,32 +170,45 @@ class _Tally:
 
 
 @contextmanager
-def _gathering(total: int, options: GatherArgs) -> Iterator[_Tally]:
+def _gathering(total: int, options: GatherArgs) -> Iterator[RolloutTally]:
     """A tally that everything awaited inside the block reports to, shown as a progress bar."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     for key in options:
         if key not in GatherArgs.__annotations__:
             raise ConfigError(f"gather has no keyword {key!r}; {nearest(key, GatherArgs.__annotations__)}")
-    description = options.get("pbar_desc", "gather")
-    console = Console(stderr=True)  # one of its own: a console shows one live display at a time
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    hidden = description is None or not console.is_terminal
-    with Progress(*columns, TextColumn("{task.fields[means]}"), console=console, disable=hidden) as progress:
-        bar = progress.add_task(description or "", total=total, means="")
-
-        def show(tally: _Tally) -> None:
-            done = len(tally.trajectories) + len(tally.errors)
-            means = tally.means(options.get("max_metrics"))
-            progress.update(bar, completed=done, total=tally.total, means=means)
-
-        tally = _Tally(total, options.get("max_exceptions", 0), show)
+    tally = RolloutTally(total, options.get("max_exceptions", 0))
+    with shown(tally, options.get("pbar_desc", "gather"), options.get("max_metrics")):
         token = current_tally.set(tally)
         try:
             yield tally
         finally:
             current_tally.reset(token)
+
+
+@contextmanager
+def shown(tally: RolloutTally, description: str | None, max_metrics: int | None = None) -> Iterator[None]:
+    """Show a tally as a progress bar for the block, where standard error is a terminal.
+
+    Args:
+        tally: What is shown.
+        description: Text before the bar; None: no bar.
+        max_metrics: Most metrics beside it.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)  # one of its own: a console shows one live display at a time
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    hidden = description is None or not console.is_terminal
+    with Progress(*columns, TextColumn("{task.fields[means]}"), console=console, disable=hidden) as progress:
+        bar = progress.add_task(description or "", total=tally.total, means="")
+
+        def show() -> None:
+            # groups of unknown size may bring more rollouts than were counted on
+            total, means = max(tally.total, tally.done), tally.means(max_metrics)
+            progress.update(bar, completed=tally.done, total=total, means=means)
+
+        tally.show = show
+        yield
 
 
 def _completion_tokens(trajectory: Trajectory) -> int:

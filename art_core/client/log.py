@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from openai.types.chat.chat_completion import Choice
 
 from art_core import disk
+from art_core.client.account import Account, counted
 from art_core.errors import ConfigError
 from art_core.run import RunDirectory
 from art_core.trajectory import History, Trajectory, TrajectoryGroup, as_item
@@ -71,32 +73,46 @@ def sectioned(metrics: Mapping[str, float], split: str) -> dict[str, float]:
     }
 
 
-def write_log(
-    run: RunDirectory, groups: Sequence[TrajectoryGroup], split: str, step: int, metrics: Mapping[str, float]
-) -> None:
+@dataclass(frozen=True)
+class LogEntry:
+    """What one call of `model.log` writes."""
+
+    groups: Sequence[TrajectoryGroup]
+    """Trajectories; an earlier file of that split and step is replaced."""
+    split: str
+    """For example ``"train"``."""
+    step: int
+    metrics: Mapping[str, float]
+    """Further metrics; they win over the trajectories' own."""
+
+
+def write_log(run: RunDirectory, entry: LogEntry, account: Account) -> None:
     """Write the trajectories of a step and its line of metrics.
 
     Args:
         run: The run; its directory is made where it does not stand yet.
-        groups: Trajectories; an earlier file of that split and step is replaced.
-        split: For example ``"train"``.
-        step: Training step.
-        metrics: Further metrics; they win over the trajectories' own.
+        entry: What to write.
+        account: Sums of the run so far; brought up to date.
 
     Raises:
         ConfigError: The split is no plain name.
         StoreError: The system refuses.
     """
+    split, step = entry.split, entry.step
     if not split.replace("-", "_").replace(".", "_").isidentifier():
         raise ConfigError(f"split is {split!r}; allowed: a plain name such as 'train' or 'val'")
     with disk.disk_errors(f"log step {step}"):
         directory = run.path / "trajectories" / split
         disk.make_directory(directory)
-        if groups:
-            write_parquet(groups, directory / f"{step:04d}.parquet")
-    line = {**summary(groups, split), **sectioned(metrics, split), "training_step": step, "step": step}
+        if entry.groups:
+            write_parquet(entry.groups, directory / f"{step:04d}.parquet")
+    line = {**summary(entry.groups, split), **sectioned(entry.metrics, split)}
+    if split == "train" and entry.groups:
+        line = counted(entry.groups) | line
     with _APPENDING:
-        run.append_history({**line, "recorded_at": datetime.now(UTC).isoformat()})
+        line |= account.sums(line, run.history)
+        when = {"training_step": step, "step": step, "recorded_at": datetime.now(UTC).isoformat()}
+        run.append_history(line | when)
 
 
 def write_parquet(groups: Sequence[TrajectoryGroup], path: Path) -> None:

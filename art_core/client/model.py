@@ -6,28 +6,28 @@ import asyncio
 import logging
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Unpack
+from typing import TYPE_CHECKING, Any, Generic, Unpack, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny, SkipValidation
+from pydantic import ConfigDict, Field, PrivateAttr, SerializeAsAny, SkipValidation
 
+from art_core.client.account import Account
 from art_core.client.backend import Backend
 from art_core.client.config import TrainConfig, lora_config
-from art_core.client.dev import InternalModelConfig, validate_internal_config
+from art_core.client.dev import InternalModelConfig, OpenAIServerConfig, validate_internal_config
 from art_core.client.keyword import ConfigT, ModelArgs, TrainableModelArgs, check_keywords
 from art_core.client.result import TrainResult
+from art_core.client.spelling import current_spelling
+from art_core.client.state import RunState
 from art_core.errors import ConfigError
 from art_core.trajectory import Trajectory, TrajectoryGroup
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-    from art_core.run import RunDirectory
-
 _log = logging.getLogger("art.client")
 
 
-class Model(BaseModel, Generic[ConfigT]):
+class Model(RunState, Generic[ConfigT]):
     """Something that answers chat requests, and a place for what it did.
 
     A model that is only compared with is given its address: ``inference_base_url`` and ``inference_api_key``. A
@@ -35,11 +35,6 @@ class Model(BaseModel, Generic[ConfigT]):
     """
 
     model_config = ConfigDict(extra="forbid")
-    name: str
-    """Alias for inference."""
-    project: str
-    run_name: str = ""
-    """Name of the run on disk; the name unless given."""
     entity: str | None = None
     id: str | None = None
     run_id: str | None = None
@@ -50,13 +45,12 @@ class Model(BaseModel, Generic[ConfigT]):
     inference_base_url: str | None = None
     inference_model_name: str | None = None
     """Sent in place of `name` where an endpoint knows the model by another one."""
-    base_path: str = ".art"
-    """Root of all runs; a local backend puts its own here."""
     report_metrics: list[str] | None = None
     """Where else metrics go; nowhere yet."""
 
     _backend: Backend | None = PrivateAttr(default=None)
     _client: Any = PrivateAttr(default=None)
+    _account: Account = PrivateAttr(default_factory=Account)
 
     def __init__(self, **given: Unpack[ModelArgs[ConfigT]]) -> None:
         values: dict[str, Any] = dict(given)
@@ -111,7 +105,7 @@ class Model(BaseModel, Generic[ConfigT]):
                 else "In order to create an OpenAI client you must provide an `inference_api_key` and "
                 "`inference_base_url`."
             )
-        return openai_client(self.inference_base_url, self.inference_api_key)
+        return openai_client(self.inference_base_url, self.inference_api_key, managed=self.trainable)
 
     def get_inference_name(self, step: int | None = None) -> str:
         """The model name to put in a request.
@@ -163,37 +157,15 @@ class Model(BaseModel, Generic[ConfigT]):
             ConfigError: There is nothing to log, or the split is no plain name.
             StoreError: The system refuses.
         """
-        from art_core.client.log import as_groups, write_log
+        from art_core.client.log import LogEntry, as_groups, write_log
 
         if trajectories is None and metrics is None:
             raise ConfigError("log() got neither trajectories nor metrics; give at least one")
         groups = [] if trajectories is None else as_groups(trajectories)
         step = await self.get_step() if step is None else step
-        await asyncio.to_thread(write_log, self._run(), groups, split, step, metrics or {})
-
-    def overwrite_state(self, state: Mapping[str, Any]) -> None:
-        """Replace the program's own state, kept in ``state.json``."""
-        self._run(make=True).write_state(state)
-
-    def merge_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Put keys into the program's state, and return all of it."""
-        merged = {**(self.read_state() or {}), **state}
-        self.overwrite_state(merged)
-        return merged
-
-    def read_state(self) -> dict[str, Any] | None:
-        """The program's state; None where none was written."""
-        return self._run().read_state() or None
-
-    def _run(self, *, make: bool = False) -> RunDirectory:
-        from art_core import disk
-        from art_core.run import RunDirectory
-
-        path = Path(self.base_path) / self.project / "models" / self.run_name
-        if make:
-            with disk.disk_errors("make a run's directory"):
-                disk.make_directory(path.absolute())
-        return RunDirectory(path)
+        taken = self._account.step() if split == "train" else {}
+        entry = LogEntry(groups, split, step, {**taken, **(metrics or {})})
+        await asyncio.to_thread(write_log, self._run(), entry, self._account)
 
 
 class TrainableModel(Model[ConfigT], Generic[ConfigT]):
@@ -214,23 +186,27 @@ class TrainableModel(Model[ConfigT], Generic[ConfigT]):
         values: dict[str, Any] = dict(given)
         required = ("name", "project", "base_model")
         check_keywords(type(self).__name__, values, TrainableModelArgs.__annotations__, required)
-        internal = values.pop("_internal_config", None)
-        lora_config(values.get("lora_config"))
-        validate_internal_config(internal or {})
-        self._fill(values)
-        self._internal_config = internal
+        internal, lora = current_spelling(values.pop("_internal_config", None) or {}, values.get("lora_config"))
+        lora_config(lora)
+        validate_internal_config(internal)
+        self._fill({**values, "lora_config": lora})
+        self._internal_config = cast(InternalModelConfig, internal)
 
-    async def register(self, backend: Backend, _openai_client_config: Mapping[str, Any] | None = None) -> None:
+    async def register(self, backend: Backend, _openai_client_config: OpenAIServerConfig | None = None) -> None:
         """Start what the model needs; when it returns, the model answers.
 
         Args:
             backend: Where it is trained and served.
-            _openai_client_config: Accepted, not used: ``_internal_config["engine_args"]`` sets the engine up.
+            _openai_client_config: Its ``engine_args`` come on top of ``_internal_config["engine_args"]``.
         """
+        config: dict[str, Any] = dict(self._internal_config or {})
+        if engine_args := (_openai_client_config or {}).get("engine_args"):
+            config["engine_args"] = {**config.get("engine_args", {}), **engine_args}
         await super().register(backend)
         self.inference_base_url, self.inference_api_key = await backend._prepare_backend_for_training(
-            self, self._internal_config
+            self, cast(InternalModelConfig, config)
         )
+        self._account.start()
         self._client = None
         self.inference_model_name = backend._model_inference_name(self)
 

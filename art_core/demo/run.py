@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from art_core.client.gather import gather_trajectory_groups
+from art_core.client.group import trajectory_group
 from art_core.client.model import TrainableModel
 from art_core.demo.evaluation import Evaluation, evaluate
 from art_core.demo.place import Place, settle
@@ -110,7 +111,7 @@ async def _train_step(model: TrainableModel, backend: LocalBackend, seed: int, p
     start = time.perf_counter()
     groups = await gather_trajectory_groups(
         (
-            TrajectoryGroup(rollout(model, fact, request_seed(seed, step, fact.sentence, n)) for n in range(ROLLOUTS))
+            trajectory_group(rollout(model, fact, request_seed(seed, step, fact.sentence, n)) for n in range(ROLLOUTS))
             for fact in training_facts(seed, step, PROMPTS)
         ),
         pbar_desc=f"step {step}",

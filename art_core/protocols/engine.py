@@ -4,12 +4,19 @@ Intent. An engine holds one frozen base model and several LoRA adapters, and ans
 loopback endpoint. Core never speaks to it but through this contract and that endpoint; clients never reach the
 endpoint but through the gateway.
 
-Who calls, and how often. The backend calls `start` once and `stop` at least once; the publisher calls
+Who calls, and how often. The backend calls `start` first and `stop` at least once; the publisher calls
 `load_adapter` once per step and `unload_adapter` once per step that has drained; the loop calls `score` twice per
-step at most; `health` may be called at any time. Calls may overlap with requests on the endpoint; `load_adapter`,
-`unload_adapter`, `sleep` and `wake` are never made concurrently with one another.
+step at most; core calls `health` about twice a second, so it must cost little and answer under load. Calls may overlap
+with requests on the endpoint; `load_adapter`, `unload_adapter`, `sleep` and `wake` are never made concurrently with
+one another.
 
-Cancellation. A cancelled `load_adapter` may or may not have taken effect; the caller unloads the name.
+Cancellation. A cancelled `load_adapter` may or may not have taken effect; the caller unloads the name. A cancelled
+`start` leaves no process.
+
+Death. Core learns of it from `health`, which says `EngineDiedError` once the process has ended. It then calls `stop`
+and `start` with the same spec, any number of times: the new process has an endpoint of its own and no adapters, and
+core loads and proves again what was served. An engine that lives but does not answer says `EngineUnavailableError`;
+core treats it as dead after `Timeouts.engine_silence_s` only, because being started again cuts every request.
 
 Crash. The engine's process and all its children die with the process that called `start`, also on kill -9. An
 engine keeps nothing on disk that a later start depends on.
@@ -91,7 +98,7 @@ class InferenceEngine(Protocol):
     """Serves one base model and several adapters; see the module's contract."""
 
     async def start(self, spec: EngineSpec) -> Endpoint:
-        """Launch the engine and wait until it answers.
+        """Launch the engine and wait until it answers; first, or again after `stop`.
 
         Raises:
             ConfigError: The spec can't work here (base model missing, device absent); nothing was launched.
@@ -103,7 +110,8 @@ class InferenceEngine(Protocol):
         """State of the running engine.
 
         Raises:
-            EngineUnavailableError: It does not answer or has died.
+            EngineDiedError: Its process has ended; said within a second of it.
+            EngineUnavailableError: It does not answer, or was never started.
         """
         ...
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from art_core import cli
 from art_core.errors import ArtError, ConfigError, PluginNotFoundError, StaleWeightsError
@@ -42,9 +43,9 @@ def test_on_demand_with_its_traceback(tmp_path: Path) -> None:
 
 
 def test_help_names_every_command() -> None:
-    done = art("--help")
-    assert done.returncode == 0
-    assert all(command in done.stdout for command in ("demo", "model", "version"))
+    done = CliRunner().invoke(cli.app, ["--help"])
+    assert done.exit_code == 0
+    assert all(command in done.stdout for command in ("demo", "doctor", "model", "version", "plugins", "checkpoints"))
 
 
 @pytest.mark.parametrize("arguments", [("demo", "--steps", "0"), ("demo", "--no-such-option"), ("nothing",)])
@@ -52,6 +53,21 @@ def test_a_wrong_use_ends_with_2(arguments: tuple[str, ...]) -> None:
     done = art(*arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("doctro",), "Did you mean 'doctor'?"),
+        (("plugins", "lits"), "Did you mean 'list'?"),
+        (("checkpoints", "verfy"), "Did you mean 'verify'?"),
+        (("doctor", "--jsn"), "--json"),
+    ],
+)
+def test_a_wrong_word_suggests_the_nearest(arguments: tuple[str, ...], hint: str) -> None:
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 2
+    assert hint in done.output
 
 
 def test_the_demo_says_before_it_starts_what_the_report_will_need(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,21 +14,10 @@ from art_core.errors import (
     PluginContractError,
     PluginLoadError,
     PluginNotFoundError,
+    PluginUnusableError,
 )
 from art_core.plugins import Plugins
-
-GOOD = """
-from art_core.builtin.file import FileStoreOptions
-from art_core.hookspecs import hookimpl
-from art_core.part import StorePart
-
-class Options(FileStoreOptions):
-    part = "{name}"
-
-@hookimpl
-def art_register_stores(register):
-    register(StorePart(name="{name}", options=Options, priority={priority}, create=lambda options: None{extra}))
-"""
+from tests.installed import install, store
 
 
 @pytest.fixture
@@ -37,30 +26,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def install(site: Path, name: str, code: str, distribution: str | None = None) -> None:
-    """Write a module and the metadata of a distribution that offers it as plugin `name`."""
-    distribution = distribution or f"art-{name}"
-    module = f"plugin_{distribution.replace('-', '_')}_{site.name.replace('-', '_')}"
-    (site / f"{module}.py").write_text(code)
-    info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[art_core]\n{name} = {module}\n")
-    importlib.invalidate_caches()
-
-
-def good(name: str, priority: int = 0, extra: str = "") -> str:
-    return GOOD.format(name=name, priority=priority, extra=extra)
-
-
 def test_a_part_is_loaded_by_name_and_nothing_else_is_imported(site: Path) -> None:
-    install(site, "mine", good("mine"))
+    install(site, "mine", store("mine"))
     install(site, "broken", "raise RuntimeError('boom')")
     assert Plugins().part("store", "mine").name == "mine"
 
 
 def test_an_unknown_name_suggests_the_nearest(site: Path) -> None:
-    install(site, "tape", good("tape"))
+    install(site, "tape", store("tape"))
     with pytest.raises(PluginNotFoundError, match=r"store 'tap' is not installed; did you mean 'tape'.*art-tap"):
         Plugins().part("store", "tap")
 
@@ -77,8 +50,8 @@ def test_a_broken_plugin_says_why(site: Path) -> None:
 
 
 def test_two_distributions_of_one_name_conflict(site: Path) -> None:
-    install(site, "twice", good("twice"), "art-one")
-    install(site, "twice", good("twice"), "art-two")
+    install(site, "twice", store("twice"), "art-one")
+    install(site, "twice", store("twice"), "art-two")
     with pytest.raises(PluginConflictError, match="art-one, art-two"):
         Plugins().part("store", "twice")
 
@@ -86,11 +59,11 @@ def test_two_distributions_of_one_name_conflict(site: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        (good("other"), "has name 'other'"),
-        (good("bad", extra=", contract_version=99"), "contract_version 99"),
-        (good("bad").replace("StorePart(", "dict("), "registers dict as store"),
-        (good("bad").replace("art_register_stores(register)", "art_register_stores(registrar)"), "registrar"),
-        (good("bad").replace("art_register_stores", "art_register_shops"), "art_register_shops"),
+        (store("other"), "has name 'other'"),
+        (store("bad", extra=", contract_version=99"), "contract_version 99"),
+        (store("bad").replace("StorePart(", "dict("), "registers dict as store"),
+        (store("bad").replace("art_register_stores(register)", "art_register_stores(registrar)"), "registrar"),
+        (store("bad").replace("art_register_stores", "art_register_shops"), "art_register_shops"),
     ],
 )
 def test_what_breaks_the_contract_is_refused(site: Path, code: str, message: str) -> None:
@@ -102,7 +75,7 @@ def test_what_breaks_the_contract_is_refused(site: Path, code: str, message: str
 
 
 def test_the_best_part_has_the_highest_priority_and_broken_neighbours_do_not_matter(site: Path) -> None:
-    install(site, "high", good("high", priority=1000))
+    install(site, "high", store("high", priority=1000))
     install(site, "broken", "raise RuntimeError('boom')")
     plugins = Plugins()
     assert plugins.best("store").name == "high"
@@ -114,6 +87,81 @@ def test_the_best_part_has_the_highest_priority_and_broken_neighbours_do_not_mat
     assert {"file", "reload"} <= reports.keys()
 
 
+UNUSABLE = ", usable=lambda: 'no GPU here; try: buy one'"
+
+
+def test_the_best_part_is_one_that_can_work_here(site: Path) -> None:
+    install(site, "big", store("big", priority=1000, extra=UNUSABLE))
+    install(site, "mid", store("mid", priority=500))
+    plugins = Plugins()
+    assert plugins.best("store").name == "mid"
+    assert [(each.part.name, each.unusable) for each in plugins.candidates("store")] == [
+        ("big", "no GPU here; try: buy one"),
+        ("mid", None),
+        ("file", None),
+    ]
+
+
+def test_where_nothing_can_work_each_part_is_named_with_its_reason(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = store("big", extra=UNUSABLE).replace("StorePart", "EnginePart").replace("stores", "engines")
+    bool_engine = engine.replace("big", "bool").replace("'no GPU here; try: buy one'", "False")
+    failing = engine.replace("big", "failing").replace("'no GPU here; try: buy one'", "1 / 0")
+    for name, code in (("big", engine), ("bool", bool_engine), ("failing", failing), ("gone", "import no_such_thing")):
+        install(site, name, code)
+    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
+    plugins = Plugins()
+    with pytest.raises(PluginUnusableError) as error:
+        plugins.best("engine")
+    message = str(error.value)
+    assert "big: no GPU here; try: buy one" in message
+    assert "bool: its check answered False, not None or a sentence" in message
+    assert "failing: its check failed: ZeroDivisionError: division by zero" in message
+    assert "torch: not installed: torch; try: pip install art-torch" in message
+    assert "gone: PluginLoadError" in message and "no_such_thing" in message
+
+
+def test_where_nothing_is_installed_broken_plugins_are_named(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(site, "gone", "import no_such_thing")
+    plugins = Plugins()
+    monkeypatch.setattr(plugins, "candidates", lambda kind: [])
+    with pytest.raises(PluginNotFoundError, match=r"no engine is installed \(broken plugins: gone: .*no_such_thing"):
+        plugins.best("engine")
+
+
+def test_no_neighbour_can_stop_the_listing(site: Path) -> None:
+    """Each of these once broke, or could break, a loop over all plugins."""
+    install(site, "ends", "raise SystemExit(3)")
+    install(site, "ends-late", store("ends-late").replace("    register(", "    raise SystemExit(3)\n    register("))
+    install(site, "nameless", store("nameless"))
+    (site / "art_nameless-1.0.dist-info" / "METADATA").unlink()
+    install(site, "first", store("first"))
+    install(site, "second", "", "art-second")
+    entries = site / "art_second-1.0.dist-info" / "entry_points.txt"
+    entries.write_text(
+        (site / "art_first-1.0.dist-info" / "entry_points.txt").read_text().replace("first =", "second =")
+    )
+    install(site, "nowhere", store("nowhere"))
+    (site / "art_nowhere-1.0.dist-info" / "entry_points.txt").write_text("[art_core]\nnowhere = :\n")
+    seen = {report.name: report for report in Plugins().report()}
+    assert "SystemExit: 3" in (seen["ends"].error or "")
+    assert "failed while registering its store: 3" in (seen["ends-late"].error or "")
+    assert seen["nameless"].error is None and seen["nameless"].version == "?"
+    assert seen["first"].error is None
+    assert "is the same module as 'first'" in (seen["second"].error or "")
+    assert seen["nowhere"].error is not None
+    assert seen["file"].error is None
+
+
 def test_listing_plugins_imports_no_heavy_library() -> None:
     code = "import sys; from art_core.plugins import Plugins; Plugins().report(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_observer_that_can_not_be_hashed_is_an_observer_too(site: Path) -> None:
+    @dataclass
+    class Observer:
+        seen: int = 0
+
+    plugins = Plugins()
+    plugins.manager.register(Observer())
+    assert plugins.part("store", "file").name == "file"

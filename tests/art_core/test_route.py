@@ -89,6 +89,29 @@ def test_the_default_only_moves_forward(step: int) -> None:
     assert route.current().policy.step == 4
 
 
+def test_after_a_restart_what_was_published_anew_replaces_what_is_served() -> None:
+    route = table(3, 4, 5)
+    held = route.lease(3)
+    anew = {step: policy(step) for step in (2, 3, 5)}
+    route.flip(anew[5], beside=[anew[2], anew[3]])
+    assert route.current().policy is anew[5]
+    assert dict(route.current().served) == {3: anew[3], 5: anew[5]}
+    assert list(route.current().served) == [3, 5]
+    with pytest.raises(RouteError, match="only moves forward"):
+        route.flip(policy(4), beside=[])
+    held.release()
+    assert steps_of(route.take_idle(keep=1)) == [3]
+
+
+async def test_a_step_lost_in_a_restart_makes_room() -> None:
+    route = table(1, 2)
+    with route.lease(1):
+        waiting = asyncio.create_task(route.make_room(2, keep=1, timeout_s=30))
+        await asyncio.sleep(0)
+        route.flip(policy(2), beside=[])
+        assert await waiting == ()
+
+
 def test_a_policy_under_another_name_is_refused() -> None:
     route = table(3)
     with pytest.raises(RouteError, match="'agent-4'"):
@@ -273,6 +296,14 @@ class Traffic(RuleBasedStateMachine):
         if self.newest - back >= 0:
             with pytest.raises(RouteError):
                 self.route.flip(policy(self.newest - back))
+
+    @rule(lost=st.sets(st.integers(0, 12)))
+    def restart(self, lost: set[int]) -> None:
+        if self.served:
+            busy = {lease.step for lease in self.held}
+            self.served -= {step for step in lost if step not in busy and step != self.newest}
+            older = [policy(step) for step in sorted(self.served - {self.newest})]
+            self.route.flip(policy(self.newest), beside=older)
 
     @rule(target=leases)
     def request_default(self) -> Lease | None:

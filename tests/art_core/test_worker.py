@@ -235,6 +235,7 @@ async def test_it_starts_again_after_death(worker: TrainerWorker, tmp_path: Path
     await worker.step(make_batch(), StepConfig(learning_rate=0.1))
     await worker.save(tmp_path)
     pid = await pid_of(worker)
+    assert worker.alive
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(TrainerUnavailableError, match="was killed by SIGKILL"):
         await worker.step(make_batch(), StepConfig())

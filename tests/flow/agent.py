@@ -31,7 +31,7 @@ async def gather(
 ) -> list[art.TrajectoryGroup]:
     """A group of `runs` rollouts per question."""
     return await art.gather_trajectory_groups(
-        art.TrajectoryGroup(rollout(model, question, reward) for _ in range(runs)) for question in questions
+        art.trajectory_group(rollout(model, question, reward) for _ in range(runs)) for question in questions
     )
 
 

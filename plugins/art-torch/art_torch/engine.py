@@ -22,7 +22,14 @@ from art_core.base_model import ModelInfo
 from art_core.capability import Capability
 from art_core.checkpoint import StoredCheckpoint
 from art_core.config import Timeouts
-from art_core.errors import CapabilityError, EngineError, EngineStartError, EngineUnavailableError, from_wire
+from art_core.errors import (
+    CapabilityError,
+    EngineDiedError,
+    EngineError,
+    EngineStartError,
+    EngineUnavailableError,
+    from_wire,
+)
 from art_core.process import Child, ProcessError
 from art_core.protocols.engine import Endpoint, EngineHealth, EngineSpec, LoadedAdapter
 from art_torch.options import ENVIRONMENT, TorchEngineOptions
@@ -169,7 +176,7 @@ class TorchEngine:
         """Says how the process ended; a connection breaks a moment before the process is known to be dead."""
         try:
             async with asyncio.timeout(self._timeouts.connect_s):
-                return EngineUnavailableError(f"engine 'torch' is gone: {child.died(await child.exited())}")
+                return EngineDiedError(f"engine 'torch' is gone: {child.died(await child.exited())}")
         except TimeoutError:
             return EngineUnavailableError(f"engine 'torch' can't be reached: {error!r}; {child.log_tail()}")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from art_core.capability import FULL, Capabilities, Capability
 from art_core.hookspecs import hookimpl
-from art_core.part import EnginePart, TrainerPart
+from art_core.part import EnginePart, TrainerPart, missing_modules
 from art_core.protocols.engine import InferenceEngine
 from art_core.protocols.trainer import Trainer
 from art_torch.options import ENVIRONMENT, TorchEngineOptions, TorchTrainerOptions
@@ -27,6 +27,7 @@ def art_register_engines(register: Callable[[EnginePart], None]) -> None:
                 }
             ),
             priority=10,
+            usable=_usable,
             create=_engine,
         )
     )
@@ -41,10 +42,15 @@ def art_register_trainers(register: Callable[[TrainerPart], None]) -> None:
             options=TorchTrainerOptions,
             capabilities=Capabilities({Capability.OPTIMIZER_STATE: FULL}),
             priority=10,
+            usable=_usable,
             environment=ENVIRONMENT,
             create=_trainer,
         )
     )
+
+
+def _usable() -> str | None:
+    return missing_modules("torch", "transformers", "peft", fix="pip install art-torch")
 
 
 def _engine(options: TorchEngineOptions) -> InferenceEngine:

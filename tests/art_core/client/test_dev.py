@@ -75,12 +75,9 @@ def test_what_is_accepted(config: InternalModelConfig, dedicated: bool) -> None:
     ("config", "message"),
     [
         ({"engine_arg": {}}, "_internal_config has no key 'engine_arg'; did you mean 'engine_args'"),
-        ({"peft_args": {"r": 8}}, "`peft_args` has been replaced by top-level `TrainableModel(lora_config=...)`"),
-        ({"rollout_weights_mode": "lora"}, "rollout_weights_mode has been removed; ART always serves native LoRA"),
-        ({"init_args": {"fast_inference": False}}, "init_args.fast_inference has been removed"),
     ],
 )
-def test_unknown_and_removed_keys(config: dict[str, Any], message: str) -> None:
+def test_unknown_keys(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         validate_internal_config(config)
 

@@ -10,6 +10,7 @@ import pytest
 
 from art_core.client import gather
 from art_core.client.gather import gather_trajectories, gather_trajectory_groups
+from art_core.client.group import trajectory_group
 from art_core.errors import ConfigError
 from art_core.trajectory import Trajectory, TrajectoryGroup
 from tests.art_core.rollout import choice, trajectory
@@ -23,7 +24,7 @@ async def rollout(reward: float, fails: bool = False) -> Trajectory:
 
 def groups(*failing: tuple[int, int], count: int = 3, runs: int = 4) -> Any:
     """Pending groups; `failing` are (group, run) that raise."""
-    return (TrajectoryGroup(rollout(10 * g + r, (g, r) in failing) for r in range(runs)) for g in range(count))
+    return (trajectory_group(rollout(10 * g + r, (g, r) in failing) for r in range(runs)) for g in range(count))
 
 
 async def test_groups_come_in_the_order_given() -> None:
@@ -39,7 +40,7 @@ async def test_all_rollouts_run_at_once() -> None:
         await waiting.wait()
         return Trajectory()
 
-    gathered = await gather_trajectory_groups(TrajectoryGroup(meet() for _ in range(3)) for _ in range(2))
+    gathered = await gather_trajectory_groups(trajectory_group(meet() for _ in range(3)) for _ in range(2))
     assert [len(g) for g in gathered] == [3, 3]
 
 
@@ -71,7 +72,7 @@ async def test_when_one_is_raised_no_rollout_runs_on() -> None:
     before = asyncio.all_tasks()
     with pytest.raises(ValueError, match="failed"):
         await gather_trajectory_groups(
-            [TrajectoryGroup(endless() for _ in range(3)), TrajectoryGroup([endless(), rollout(0, True)])]
+            [trajectory_group(endless() for _ in range(3)), trajectory_group([endless(), rollout(0, True)])]
         )
     assert cancelled == 4
     assert asyncio.all_tasks() == before
@@ -87,7 +88,7 @@ async def test_a_caller_that_is_cancelled_leaves_nothing_running() -> None:
 
     before = asyncio.all_tasks()
     task = asyncio.create_task(  # noqa: RUF006
-        gather_trajectory_groups([TrajectoryGroup(endless() for _ in range(3))], max_exceptions=9)
+        gather_trajectory_groups([trajectory_group(endless() for _ in range(3))], max_exceptions=9)
     )
     await started.wait()
     task.cancel()
@@ -100,17 +101,17 @@ class TestCoroutinesThatReturnAGroup:
     """The other form that programs use."""
 
     async def test_they_are_awaited_and_counted_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        tallies: list[gather._Tally] = []
+        tallies: list[gather.RolloutTally] = []
 
-        class KeptTally(gather._Tally):
+        class KeptTally(gather.RolloutTally):
             def __init__(self, *args: Any) -> None:
                 super().__init__(*args)
                 tallies.append(self)
 
-        monkeypatch.setattr(gather, "_Tally", KeptTally)
+        monkeypatch.setattr(gather, "RolloutTally", KeptTally)
 
         async def task(g: int) -> TrajectoryGroup:
-            return await TrajectoryGroup(rollout(r, fails=r == g) for r in range(3))
+            return await trajectory_group(rollout(r, fails=r == g) for r in range(3))
 
         gathered = await gather_trajectory_groups((task(g) for g in range(2)), max_exceptions=2)
         assert [(len(g), len(g.exceptions)) for g in gathered] == [(2, 1), (2, 1)]

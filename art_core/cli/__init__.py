@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from art_core.cli import checkpoint, plugin
+from art_core.cli.doctor import doctor
 from art_core.config import Environment
 from art_core.errors import ArtError, ConfigError, PluginError
 
@@ -24,6 +26,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(plugin.app, name="plugins")
+app.add_typer(checkpoint.app, name="checkpoints")
 
 
 @app.callback()
@@ -49,6 +53,9 @@ def demo(
 
     settings = DemoSettings(steps=steps, seed=seed, base_model=base_model, engine=engine, trainer=trainer)
     raise typer.Exit(run_command(settings, path, Console()))
+
+
+app.command()(doctor)
 
 
 @app.command()

@@ -1,0 +1,205 @@
+"""``art checkpoints``: what runs have stored, and whether every byte of it is as its manifest says.
+
+Reads only, and takes no lock: a run may go on while it is looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from art_core.cli.table import megabytes, say, show
+from art_core.errors import CheckpointCorruptError, CheckpointError, ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from art_core.checkpoint import Manifest
+
+app = typer.Typer(help="What runs have stored. Reads only; a run may go on meanwhile.", no_args_is_help=True)
+
+PathOption = Annotated[
+    Path, typer.Option("--path", help="A root of runs (.art), a run's directory, or its checkpoints directory.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+REWARD = "train/reward"
+DIGEST_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a manifest says of one step."""
+
+    run: str
+    step: str
+    """Name of its directory."""
+    directory: Path
+    size_bytes: int | None = None
+    adapter_digest: str | None = None
+    updated: bool | None = None
+    parent: int | None = None
+    reward: float | None = None
+    """Mean reward of what it was trained on; None where neither the manifest nor the run's history says."""
+    problem: str | None = None
+    """Why it is no whole checkpoint."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What came of reading every byte of one step."""
+
+    run: str
+    step: str
+    directory: Path
+    files: int
+    size_bytes: int
+    problem: str | None
+    """Which file is not as its manifest says, or can't be read."""
+
+
+@app.command(name="list")
+def list_(path: PathOption = Path(".art"), json: JsonOption = False) -> None:
+    """List the stored steps: what their manifests say, without reading the files."""
+    found = [_listed(run, step, rewards) for run, rewards in _runs_with_rewards(path) for step in steps_of(run)]
+    if json:
+        _echo(found)
+        return
+    columns = ("run", "step", "size", "adapter", "updated", "parent", "reward", "files there")
+    show(Console(), f"checkpoints of {path}", columns, [_row(path, each) for each in found])
+
+
+@app.command()
+def verify(path: PathOption = Path(".art"), json: JsonOption = False) -> None:
+    """Read every byte of every stored step. The exit code is 1 where one is not as its manifest says."""
+    console, done = Console(), []
+    for run in find_runs(path):
+        for step in steps_of(run):
+            if (seen := _verified(run, step)) is None:
+                continue
+            done.append(seen)
+            if not json:
+                size = f"{seen.files} files, {megabytes(seen.size_bytes)}"
+                what = f"FAILED: {seen.problem}" if seen.problem else f"ok: {size}"
+                say(console, f"{_label(path, run)} {seen.step} {what}")
+    if json:
+        _echo(done)
+    elif not done:
+        say(console, f"no checkpoint in {path}")
+    raise typer.Exit(1 if any(each.problem for each in done) else 0)
+
+
+def find_runs(path: Path) -> list[Path]:
+    """Directories of the runs that a path stands for, by name.
+
+    Args:
+        path: A root, a run's directory, or its ``checkpoints``.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    path = path.absolute()
+    if path.name == "checkpoints" and path.is_dir():
+        return [path.parent]
+    if (path / "checkpoints").is_dir():
+        return [path]
+    # the second pattern: a directory of roots, as the demo leaves one for each of its runs
+    patterns = ("*/models/*/checkpoints", "*/*/models/*/checkpoints")
+    runs = sorted(each.parent for pattern in patterns for each in path.glob(pattern) if each.is_dir())
+    if not runs:
+        raise ConfigError(
+            f"there is no run in {path}; give --path a root (.art unless told otherwise), a run's directory "
+            f"(<root>/<project>/models/<run>) or its checkpoints directory"
+        )
+    return runs
+
+
+def steps_of(run: Path) -> list[Path]:
+    """What stands in a run's checkpoints directory, by name, but for what is being written or deleted."""
+    with os.scandir(run / "checkpoints") as entries:
+        return sorted(Path(entry.path) for entry in entries if not entry.name.startswith("."))
+
+
+def _runs_with_rewards(path: Path) -> Iterator[tuple[Path, Mapping[int, float]]]:
+    from art_core.run import RunDirectory
+
+    for run in find_runs(path):
+        lines = RunDirectory(run).history()
+        yield run, {line["training_step"]: line[REWARD] for line in lines if {"training_step", REWARD} <= line.keys()}
+
+
+def _listed(run: Path, directory: Path, rewards: Mapping[int, float]) -> Listed:
+    from art_core.checkpoint import check_layout
+
+    try:
+        manifest = _manifest(run, directory)
+        check_layout(directory, manifest)
+    except (CheckpointError, StoreError) as error:
+        return Listed(run.name, directory.name, directory, problem=str(error))
+    return Listed(
+        run=run.name,
+        step=directory.name,
+        directory=directory,
+        size_bytes=sum(file.size_bytes for file in manifest.files.values()),
+        adapter_digest=manifest.adapter_digest,
+        updated=manifest.updated,
+        parent=manifest.parent,
+        reward=manifest.metrics.get(REWARD, rewards.get(manifest.step)),
+    )
+
+
+def _manifest(run: Path, directory: Path) -> Manifest:
+    """A step's manifest, if it stands where a store would look for it; never through a link."""
+    from art_core.checkpoint import read_manifest
+    from art_core.run import RunDirectory
+
+    if directory.is_symlink() or not directory.is_dir():
+        raise CheckpointCorruptError(f"{directory} is a file or a link, not a directory; remove it")
+    manifest = read_manifest(directory)
+    if directory != RunDirectory(run).step_directory(manifest.step):
+        raise CheckpointCorruptError(f"{directory} holds the manifest of step {manifest.step}; rename or remove it")
+    return manifest
+
+
+def _label(path: Path, run: Path) -> str:
+    """The run as it differs from others below the path: ``<project>/<run>``."""
+    inside = run.relative_to(path.absolute()) if run.is_relative_to(path.absolute()) else Path()
+    return inside.as_posix().replace("/models/", "/") if inside.name else run.name
+
+
+def _row(path: Path, each: Listed) -> tuple[str, ...]:
+    label = _label(path, each.directory.parent.parent)
+    if each.problem:
+        return label, each.step, "-", "-", "-", "-", "-", f"NO: {each.problem}"
+    return (
+        label,
+        each.step,
+        megabytes(each.size_bytes),
+        (each.adapter_digest or "")[:DIGEST_LENGTH],
+        "yes" if each.updated else "no",
+        "-" if each.parent is None else str(each.parent),
+        "-" if each.reward is None else f"{each.reward:.3f}",
+        "yes",
+    )
+
+
+def _verified(run: Path, directory: Path) -> Verified | None:
+    """None for a step that the run deleted while it was being read."""
+    from art_core.checkpoint import verify as verify_bytes
+
+    try:
+        manifest = verify_bytes(directory, _manifest(run, directory))
+    except (CheckpointError, StoreError) as error:
+        return Verified(run.name, directory.name, directory, 0, 0, str(error)) if directory.exists() else None
+    sizes = [file.size_bytes for file in manifest.files.values()]
+    return Verified(run.name, directory.name, directory, len(sizes), sum(sizes), None)
+
+
+def _echo(found: object) -> None:
+    from pydantic_core import to_json
+
+    typer.echo(to_json(found, indent=1))

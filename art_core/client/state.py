@@ -1,0 +1,54 @@
+"""Where a model's run stands, and the program's own state in it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from art_core.run import RunDirectory
+
+
+class RunState(BaseModel):
+    """The part of a model that names its run; the state is kept in ``state.json``."""
+
+    name: str
+    """Alias for inference."""
+    project: str
+    run_name: str = ""
+    """Name of the run on disk; the name unless given."""
+    base_path: str = ".art"
+    """Root of all runs; a local backend puts its own here."""
+
+    def overwrite_state(self, state: Mapping[str, Any]) -> None:
+        """Replace the program's own state, kept in ``state.json``."""
+        self._run(make=True).write_state(state)
+
+    def merge_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Put keys into the program's state, and return all of it."""
+        merged = {**(self.read_state() or {}), **state}
+        self.overwrite_state(merged)
+        return merged
+
+    def write_state(self, state: Mapping[str, Any]) -> None:
+        """Older name of `overwrite_state`."""
+        warnings.warn("write_state() is deprecated; call overwrite_state()", DeprecationWarning, stacklevel=2)
+        self.overwrite_state(state)
+
+    def read_state(self) -> dict[str, Any] | None:
+        """The program's state; None where none was written."""
+        return self._run().read_state() or None
+
+    def _run(self, *, make: bool = False) -> RunDirectory:
+        from art_core import disk
+        from art_core.run import RunDirectory
+
+        path = Path(self.base_path) / self.project / "models" / self.run_name
+        if make:
+            with disk.disk_errors("make a run's directory"):
+                disk.make_directory(path.absolute())
+        return RunDirectory(path)

@@ -1,0 +1,152 @@
+"""Start a run from another run's checkpoint: copied whole, verified, committed under the same step number."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from art_core.base_model import BaseIdentity, base_digest
+from art_core.checkpoint import Checkpoint, StoredCheckpoint, write_manifest
+from art_core.config import LoRAConfig
+from art_core.errors import CheckpointCorruptError, CheckpointNotFoundError, ConfigError
+from art_core.protocols.store import CheckpointStore
+from art_core.run import RunDirectory, run_path, shape_fields
+
+
+@dataclass(frozen=True)
+class ForkSource:
+    """Where a fork comes from."""
+
+    root: Path
+    """Directory of all projects."""
+    project: str
+    run: str
+    not_after_step: int | None = None
+    """The newest step up to this one; None: the newest of all."""
+
+
+@dataclass(frozen=True)
+class ForkTarget:
+    """The run that is started, which must not have any step yet."""
+
+    root: Path
+    project: str
+    run: str
+    base_model: str
+    """As the user gives it."""
+    resolved_model: str
+    """Local directory, or hub name."""
+    lora: LoRAConfig
+
+
+async def fork_checkpoint(store: CheckpointStore, source: ForkSource, target: ForkTarget) -> StoredCheckpoint:
+    """Copy a checkpoint into a new run; the source may be training meanwhile.
+
+    Everything that can be refused is refused before anything is written, and the step appears whole or not at all.
+
+    Args:
+        store: Holds both runs.
+        source: Which checkpoint.
+        target: Which run.
+
+    Returns:
+        The new run's first step: same number, files and optimizer state; its manifest's `origin` names the source.
+
+    Raises:
+        ConfigError: A name is not a plain one, base model or LoRA shape differ, or the target has steps already.
+        CheckpointNotFoundError: The source has no such step.
+        CheckpointCorruptError: A file differs from its manifest, or is not what its name says.
+        RunLockedError: Another process holds the target.
+        StoreError: The system refuses.
+    """
+    original = await find_checkpoint(store, source)
+    await asyncio.to_thread(_require_same, source, original, target)
+    run = RunDirectory.create_or_open(target.root, target.project, target.run, target.base_model, target.lora)
+    try:
+        standing = await store.list(run.path)
+        if standing:
+            raise ConfigError(
+                f"run {target.run!r} has steps already (newest: {standing[-1].step}), so nothing can be forked into "
+                f"it; choose another run name"
+            )
+        directory = run.stage()
+        try:
+            copy = await store.fetch(original, directory)
+            await asyncio.to_thread(_require_arrays, copy)
+            return await store.commit(run.path, await asyncio.to_thread(_rename, copy, source, run.name))
+        finally:
+            run.discard(directory)
+    finally:
+        run.close()
+
+
+async def find_checkpoint(store: CheckpointStore, source: ForkSource) -> StoredCheckpoint:
+    """The newest whole checkpoint of a run, up to a step.
+
+    Args:
+        store: Holds the run.
+        source: Which run, and up to which step.
+
+    Raises:
+        ConfigError: A name is not a plain one.
+        CheckpointNotFoundError: There is none.
+    """
+    path = run_path(source.root, source.project, source.run)
+    stored = await store.list(path)
+    limit = source.not_after_step
+    found = [each for each in stored if limit is None or each.step <= limit]
+    if not found:
+        steps = ", ".join(str(each.step) for each in stored) or "none"
+        wanted = "no checkpoint" if limit is None else f"no checkpoint up to step {limit}"
+        raise CheckpointNotFoundError(f"{path} has {wanted}; its steps: {steps}; name another run, project or path")
+    return found[-1]
+
+
+def _require_same(source: ForkSource, original: StoredCheckpoint, target: ForkTarget) -> None:
+    """Refuse another base model or adapter shape; base models are compared by content where the target's is local."""
+    made = RunDirectory(run_path(source.root, source.project, source.run)).record()
+    base: tuple[str, object, object] = ("base model", made.base_model, target.base_model)
+    if Path(target.resolved_model).is_dir():
+        identity = original.manifest.base_model
+        here = BaseIdentity(name=target.base_model, digest=base_digest(Path(target.resolved_model)))
+        base = ("base model", here, here) if identity.digest == here.digest else ("base model", identity, here)
+    for what, before, now in (base, *shape_fields(made.lora, target.lora)):
+        if before != now:
+            raise ConfigError(
+                f"run {source.run!r} was made with {what} {before!r}, this model has {now!r}; "
+                f"give the model the same, or fork another run"
+            )
+
+
+def _require_arrays(checkpoint: Checkpoint) -> None:
+    """Refuse what only calls itself safetensors; shapes are the trainer's and the engine's to check."""
+    for name in checkpoint.manifest.files:
+        path = checkpoint.directory / name
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="numpy"):
+                    pass
+            except SafetensorError as error:
+                raise CheckpointCorruptError(
+                    f"{path.name} of run {checkpoint.manifest.run!r} step {checkpoint.manifest.step} is no safetensors "
+                    f"file: {error}; fork another step",
+                    stage="checkpoint",
+                ) from error
+
+
+def _rename(copy: Checkpoint, source: ForkSource, run: str) -> Checkpoint:
+    """The copied files under a manifest of the new run."""
+    manifest = copy.manifest
+    return write_manifest(
+        copy.directory,
+        run=run,
+        step=manifest.step,
+        base_model=manifest.base_model,
+        origin=f"{source.project}/{source.run}@{manifest.step}",
+        updated=manifest.updated,
+        metrics=manifest.metrics,
+        versions=manifest.versions,
+    )

@@ -1,0 +1,208 @@
+"""Which part a run gets for each kind, and why: by option, by environment variable, by preset, by priority.
+
+An object that the caller made is turned into a part too, so that nothing after this room asks where a part is from.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict
+
+from art_core.capability import Capabilities
+from art_core.config import Environment, PartOptions
+from art_core.errors import PluginContractError, PluginNotFoundError, PluginUnusableError
+from art_core.part import (
+    EnginePart,
+    Part,
+    PublisherPart,
+    StorePart,
+    TrainerPart,
+    require_contract,
+)
+from art_core.plugins import Kind, Plugins, check_part
+from art_core.protocols.engine import InferenceEngine
+from art_core.protocols.publisher import Publisher
+from art_core.protocols.store import CheckpointStore
+from art_core.protocols.trainer import Trainer
+
+PublisherFactory = Callable[[InferenceEngine, Capabilities], Publisher]
+"""Makes a publisher of the engine that it publishes to and what that engine declares."""
+
+EngineSelection = str | PartOptions | EnginePart | InferenceEngine | None
+TrainerSelection = str | PartOptions | TrainerPart | None
+StoreSelection = str | PartOptions | StorePart | CheckpointStore | None
+PublisherSelection = str | PartOptions | PublisherPart | PublisherFactory | Publisher | None
+Selection = EngineSelection | TrainerSelection | StoreSelection | PublisherSelection
+"""How a part may be chosen: by name, by an instance of its options, by a part or an object of one's own, or None for
+automatic. A trainer may also be named ``module:callable``."""
+
+PRESET: Mapping[Kind, str] = {"store": "file", "publisher": "reload"}
+"""What is used where neither the caller nor the environment names a part; other kinds go by priority."""
+
+_HOW_TO_HOST = (
+    "a trainer lives in a process of its own: give 'module:callable', which is called there with the trainer's options "
+    "as a mapping and returns the trainer, or register it by a plugin (art_register_trainers)"
+)
+_CALLABLE = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
+
+
+class OwnOptions(PartOptions):
+    """Options of an object that the caller made: none, it has its settings already."""
+
+    part: ClassVar[str] = "an object of your own"
+
+
+class CallableOptions(PartOptions):
+    """Options of a trainer named ``module:callable``: whatever is given, as it is; the callable must judge them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    part: ClassVar[str] = "module:callable"
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Take every value."""
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A part, its options and why it was chosen."""
+
+    part: Part
+    options: PartOptions
+    reason: str
+    """For example ``"named by ART_ENGINE"``."""
+
+
+def select(plugins: Plugins, kind: Kind, selection: Selection, environment: Environment) -> Selected:
+    """Decide which part a run gets.
+
+    Args:
+        plugins: Where named parts are found.
+        kind: Which kind of part.
+        selection: What the caller chose.
+        environment: What environment variables say, for where the caller chose nothing.
+
+    Raises:
+        PluginNotFoundError: The name is not installed, or nothing of that kind is.
+        PluginUnusableError: The part can't work on this machine.
+        PluginError: It can't be loaded, or breaks its contract.
+    """
+    variables = {
+        "engine": environment.engine,
+        "trainer": environment.trainer,
+        "store": environment.store,
+        "publisher": environment.publisher,
+    }
+    if selection is None or selection == "":
+        selected = _unnamed(plugins, kind, variables[kind])
+    elif isinstance(selection, str):
+        selected = _named(plugins, kind, selection, f"named by the option {kind}")
+    elif isinstance(selection, PartOptions):
+        selected = Selected(plugins.part(kind, selection.part), selection, f"named by the option {kind}")
+    else:
+        part = _own_part(plugins, kind, selection) if isinstance(selection, Part) else _part_of(kind, selection)
+        selected = Selected(part, part.options(), f"given by the option {kind}")
+    if reason := plugins.unusable(selected.part):
+        raise PluginUnusableError(f"{kind} {selected.part.name!r} ({selected.reason}) can't work here: {reason}")
+    return selected
+
+
+def is_object(selection: Selection) -> bool:
+    """Whether the caller gave a thing that is made already (or a factory), not a way to make one for each model."""
+    return not isinstance(selection, str | PartOptions | Part | None)
+
+
+def _unnamed(plugins: Plugins, kind: Kind, named: str | None) -> Selected:
+    if named:
+        return _named(plugins, kind, named, f"named by ART_{kind.upper()}")
+    if kind in PRESET:
+        return _named(plugins, kind, PRESET[kind], "preset")
+    part = plugins.best(kind)
+    others = [each for each in plugins.candidates(kind) if each.part != part]
+    beaten = [f"{each.part.name!r} ({each.part.priority})" for each in others if each.unusable is None]
+    unusable = [f"{each.part.name!r} can't work here: {each.unusable}" for each in others if each.unusable]
+    reason = (
+        f"highest priority ({part.priority}) before {', '.join(beaten)}" if beaten else f"the only {kind} usable here"
+    )
+    return Selected(part, part.options(), "; ".join([f"automatic, {reason}", *unusable]))
+
+
+def _named(plugins: Plugins, kind: Kind, name: str, reason: str) -> Selected:
+    if kind == "trainer" and ":" in name:
+        return Selected(_callable_trainer(name), CallableOptions(), reason)
+    part = plugins.part(kind, name)
+    return Selected(part, part.options(), reason)
+
+
+def _callable_trainer(name: str) -> TrainerPart:
+    if not _CALLABLE.fullmatch(name):
+        raise PluginContractError(f"trainer {name!r} is no 'module:callable', e.g. 'my_package.trainer:make_trainer'")
+    top = name.partition(":")[0].partition(".")[0]
+    if find_spec(top) is None:
+        raise PluginNotFoundError(
+            f"trainer {name!r}: there is no module {top!r}; install it, or put its directory on PYTHONPATH"
+        )
+    return TrainerPart(name=name, options=CallableOptions, create=_only_there)
+
+
+def _only_there(options: object) -> Trainer:
+    raise PluginContractError(f"a trainer is made in its own process only; {_HOW_TO_HOST}")
+
+
+def _own_part(plugins: Plugins, kind: Kind, part: Part) -> Part:
+    """A part that the caller made, held to what a plugin's is held to."""
+    check_part(part, kind, part.name)
+    if kind == "trainer" and part not in [each.part for each in plugins.candidates(kind)]:
+        raise PluginContractError(f"trainer {part.name!r} is a part that no plugin registers; {_HOW_TO_HOST}")
+    return part
+
+
+def _part_of(kind: Kind, made: Any) -> Part:
+    """The part that stands for an object of the caller's."""
+    what = f"{kind} {made.__name__ if inspect.isclass(made) else type(made).__name__}"
+    if kind == "trainer":
+        raise PluginContractError(f"{what} is an object; {_HOW_TO_HOST}")
+    if kind == "publisher":
+        return PublisherPart(name=what, options=OwnOptions, create=_publisher_factory(made, what))
+    if inspect.isclass(made):
+        raise PluginContractError(f"{what} is a class; give an instance of it")
+    if kind == "store":
+        require_contract(made, CheckpointStore, what)
+        return StorePart(name=what, options=OwnOptions, capabilities=_capabilities(made, what), create=lambda _: made)
+    require_contract(made, InferenceEngine, what)
+    return EnginePart(name=what, options=OwnOptions, capabilities=_capabilities(made, what), create=lambda _: made)
+
+
+def _publisher_factory(made: Any, what: str) -> Callable[[Any, InferenceEngine, Capabilities], Publisher]:
+    """A factory as it is; a publisher that holds its engine already as a factory of itself."""
+    if not callable(made):
+        require_contract(made, Publisher, what)
+        return lambda options, engine, capabilities: made
+    try:
+        inspect.signature(made).bind("engine", "capabilities")
+    except TypeError as error:
+        raise PluginContractError(
+            f"{what} is called with the engine and its capabilities and returns a publisher: {error}"
+        ) from error
+
+    def create(options: Any, engine: InferenceEngine, capabilities: Capabilities) -> Publisher:
+        publisher: Publisher = made(engine, capabilities)
+        return publisher
+
+    return create
+
+
+def _capabilities(made: object, what: str) -> Capabilities:
+    declared = getattr(made, "capabilities", Capabilities())
+    if not isinstance(declared, Capabilities):
+        raise PluginContractError(
+            f"{what} has capabilities {declared!r}; expected art_core.capability.Capabilities({{...}})"
+        )
+    return declared

@@ -1,0 +1,46 @@
+"""What the gateway is told of an engine that is down. Asking a living one is tested with the gateway."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from art_core.base_model import ModelInfo
+from art_core.config import Timeouts
+from art_core.engine_client import EngineClient, Outage
+from art_core.errors import EngineUnavailableError
+from art_core.protocols.engine import Endpoint
+from tests.staged import BASE
+
+ENDPOINT = Endpoint("http://127.0.0.1:9", "key", ModelInfo(BASE, 1, 1, None, "none"), 2)
+
+
+async def client(start_s: float) -> EngineClient:
+    made = EngineClient(ENDPOINT, Timeouts())
+    made.follow(ENDPOINT, start_s)
+    return made
+
+
+@pytest.mark.parametrize(("start_s", "told"), [(0.2, 1), (7.2, 8), (600, 60)])
+async def test_a_request_that_was_cut_comes_back_after_a_start(start_s: float, told: int) -> None:
+    made = await client(start_s)
+    assert made.retry_after_s() == told
+
+
+@pytest.mark.parametrize(("left_s", "told"), [(8, 8), (5.5, 6), (0, 4), (-100, 4), (500, 60)])
+async def test_a_request_during_an_outage_comes_back_at_its_end(left_s: float, told: int) -> None:
+    """Never sooner than half a start: one that lasts longer than the last must not use up a client's few tries."""
+    made = await client(8)
+    made.suspend(Outage("dead", time.monotonic() + left_s))
+    assert made.retry_after_s() == told
+    with pytest.raises(EngineUnavailableError, match=r"^dead$"):
+        await made.send("GET", "/health")
+
+
+async def test_an_outage_for_good_names_no_time() -> None:
+    made = await client(8)
+    made.suspend(Outage("gone", None))
+    assert made.retry_after_s() is None
+    made.follow(ENDPOINT, 3)
+    assert made.retry_after_s() == 3

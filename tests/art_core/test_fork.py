@@ -1,0 +1,180 @@
+"""Forks: the same files under the same step number in a new run, or nothing at all."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from art_core.builtin.file import FileStore
+from art_core.checkpoint import ADAPTER, MANIFEST, Checkpoint, verify, write_manifest
+from art_core.config import LoRAConfig
+from art_core.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    ConfigError,
+    RunLockedError,
+    StoreError,
+)
+from art_core.fork import ForkSource, ForkTarget, fork_checkpoint
+from art_core.run import RunDirectory
+from tests.staged import BASE, stage_step
+
+store = FileStore()
+
+
+@pytest.fixture
+async def root(tmp_path: Path) -> Path:
+    """A root with project ``p``, run ``old``, steps 0, 1, 2 and 5."""
+    run = RunDirectory.create_or_open(tmp_path, "p", "old", "tiny", LoRAConfig())
+    for step in (0, 1, 2, 5):
+        await store.commit(run.path, stage_step(run.path, step))
+    run.close()
+    return tmp_path
+
+
+def source(root: Path, **changes: Any) -> ForkSource:
+    return ForkSource(**{"root": root, "project": "p", "run": "old", **changes})
+
+
+def target(root: Path, **changes: Any) -> ForkTarget:
+    given = {"root": root, "project": "p", "run": "new", "base_model": "tiny", "resolved_model": "tiny"}
+    return ForkTarget(**{**given, "lora": LoRAConfig(), **changes})
+
+
+def old_step(root: Path, step: int) -> Path:
+    return root / "p/models/old/checkpoints" / f"{step:04d}"
+
+
+def new_steps(root: Path) -> list[str]:
+    """Everything below the new run's checkpoints, what starts with a dot included."""
+    checkpoints = root / "p/models/new/checkpoints"
+    return sorted(path.name for path in checkpoints.iterdir()) if checkpoints.exists() else []
+
+
+@pytest.mark.parametrize(("limit", "step"), [(None, 5), (5, 5), (4, 2), (1, 1), (0, 0)])
+async def test_the_newest_step_up_to_the_limit_is_copied_under_its_number(root: Path, limit: int, step: int) -> None:
+    before = {path: path.read_bytes() for path in old_step(root, step).iterdir()}
+    forked = await fork_checkpoint(store, source(root, not_after_step=limit), target(root))
+    assert new_steps(root) == [f"{step:04d}"]
+    manifest = verify(forked.directory)
+    original = verify(old_step(root, step))
+    assert (manifest.run, manifest.step, manifest.parent, manifest.origin) == ("new", step, None, f"p/old@{step}")
+    assert manifest.files == original.files
+    assert (manifest.metrics, manifest.versions, manifest.base_model) == (
+        original.metrics,
+        original.versions,
+        original.base_model,
+    )
+    assert {path: path.read_bytes() for path in old_step(root, step).iterdir()} == before
+    assert [each.step for each in await store.list(root / "p/models/new")] == [step]
+    RunDirectory.create_or_open(root, "p", "new", "tiny", LoRAConfig()).close()  # the lock is free
+
+
+async def test_from_another_root_and_project_while_the_source_is_held(root: Path, tmp_path: Path) -> None:
+    holder = RunDirectory.create_or_open(root, "p", "old", "tiny", LoRAConfig())
+    elsewhere = target(tmp_path / "elsewhere", project="q")
+    forked = await fork_checkpoint(store, source(root), elsewhere)
+    assert forked.directory == tmp_path / "elsewhere/q/models/new/checkpoints/0005"
+    assert forked.manifest.origin == "p/old@5"
+    holder.close()
+
+
+class TestRefused:
+    """Nothing of the new run's checkpoints is written."""
+
+    async def refuse(self, root: Path, error: type[Exception], match: str, **given: Any) -> None:
+        of_source = {key: given.pop(key) for key in list(given) if key in ("not_after_step", "from_run", "project")}
+        of_source = {"run" if key == "from_run" else key: value for key, value in of_source.items()}
+        with pytest.raises(error, match=match):
+            await fork_checkpoint(store, source(root, **of_source), target(root, **given))
+        assert new_steps(root) == []
+
+    async def test_no_such_step_or_run(self, root: Path) -> None:
+        await self.refuse(root, CheckpointNotFoundError, "has no checkpoint; its steps: none", from_run="odl")
+        for path in old_step(root, 0).iterdir():
+            path.unlink()
+        old_step(root, 0).rmdir()
+        match = "has no checkpoint up to step 0; its steps: 1, 2, 5"
+        await self.refuse(root, CheckpointNotFoundError, match, not_after_step=0)
+
+    @pytest.mark.parametrize("name", ["../old", "a/b", ".hidden", ""])
+    async def test_names_that_lead_elsewhere(self, root: Path, name: str) -> None:
+        await self.refuse(root, ConfigError, "name is .*; allowed: 1 to 255 bytes", from_run=name)
+
+    async def test_another_base_model_or_shape_names_both(self, root: Path) -> None:
+        match = "run 'old' was made with base model 'tiny', this model has 'large'; give the model the same"
+        await self.refuse(root, ConfigError, match, base_model="large", resolved_model="large")
+        for lora, match in (
+            (LoRAConfig(rank=4), "LoRA rank 8, this model has 4"),
+            (LoRAConfig(alpha=1), "LoRA alpha 16.0, this model has 1"),
+            (LoRAConfig(target_modules=["q_proj"]), r"LoRA target modules None, this model has \['q_proj'\]"),
+        ):
+            await self.refuse(root, ConfigError, match, lora=lora)
+
+    async def test_local_base_models_are_compared_by_content(self, root: Path, tmp_path: Path) -> None:
+        model = tmp_path / "model"
+        model.mkdir()
+        (model / "config.json").write_text("{}")
+        match = rf"base model .*{BASE.digest}.*this model has .*{model}"
+        await self.refuse(root, ConfigError, match, base_model=str(model), resolved_model=str(model))
+
+    async def test_a_run_that_has_steps(self, root: Path) -> None:
+        await fork_checkpoint(store, source(root, not_after_step=1), target(root))
+        with pytest.raises(ConfigError, match=r"run 'new' has steps already \(newest: 1\)"):
+            await fork_checkpoint(store, source(root), target(root))
+        assert new_steps(root) == ["0001"]
+
+    async def test_a_run_that_is_held(self, root: Path) -> None:
+        holder = RunDirectory.create_or_open(root, "p", "new", "tiny", LoRAConfig())
+        await self.refuse(root, RunLockedError, "run 'new' is held by process")
+        holder.close()
+
+    async def test_a_source_that_is_no_run_of_ours(self, root: Path) -> None:
+        (root / "p/models/old/run.json").write_text('{"run": "old"}')
+        await self.refuse(root, StoreError, "run.json is damaged")
+
+    async def test_a_changed_byte(self, root: Path) -> None:
+        path = old_step(root, 5) / ADAPTER
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        await self.refuse(root, CheckpointCorruptError, f"{ADAPTER} has .* bytes, sha256")
+
+    async def test_a_link_in_place_of_a_file(self, root: Path, tmp_path: Path) -> None:
+        """The store leaves that step out, and the newest whole one would be another than the one asked for."""
+        path = old_step(root, 5) / ADAPTER
+        (tmp_path / "secret").write_bytes(path.read_bytes())
+        path.unlink()
+        path.symlink_to(tmp_path / "secret")
+        forked = await fork_checkpoint(store, source(root), target(root))
+        assert forked.step == 2
+
+    async def test_a_pickle_under_a_safe_name(self, root: Path) -> None:
+        directory = old_step(root, 5)
+        (directory / ADAPTER).write_bytes(pickle.dumps({"weight": [0.0] * 100}))
+        manifest = json.loads((directory / MANIFEST).read_text())
+        (directory / MANIFEST).unlink()
+        write_manifest(directory, run="old", step=5, base_model=BASE, parent=manifest["parent"])
+        await self.refuse(root, CheckpointCorruptError, f"{ADAPTER} of run 'old' step 5 is no safetensors file")
+
+    async def test_a_pickle_under_its_own_name(self, root: Path) -> None:
+        directory = old_step(root, 5)
+        manifest = json.loads((directory / MANIFEST).read_text())
+        (directory / "adapter_model.bin").write_bytes(b"x")
+        manifest["files"]["adapter_model.bin"] = {"size_bytes": 1, "sha256": "0" * 64}
+        (directory / MANIFEST).write_text(json.dumps(manifest))
+        forked = await fork_checkpoint(store, source(root), target(root))
+        assert forked.step == 2, "a manifest that names a pickle is no manifest"
+
+    async def test_a_copy_that_fails_half_way(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def full(self: FileStore, run: Path, checkpoint: Checkpoint) -> None:
+            raise StoreError("can't commit: no space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(FileStore, "commit", full)
+            await self.refuse(root, StoreError, "no space left")
+        assert (await fork_checkpoint(store, source(root), target(root))).step == 5
