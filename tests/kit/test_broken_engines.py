@@ -1,7 +1,7 @@
 """Five engines that serve other weights than they were given, on the real torch server: none gets past publication.
 
 One server process a precision makes all five faults (`tests/kit/broken/server.py`). Three real steps are trained on a
-tiny random model, at a learning rate that moves its logprobs about as far as 1e-4 moves a real model's.
+tiny random model, at a learning rate that moves a token's logprob by 0.001 nats, as 5e-6 moves a real model's.
 """
 
 from __future__ import annotations
