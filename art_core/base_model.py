@@ -63,6 +63,25 @@ def base_digest(directory: Path) -> str:
     return total.hexdigest()
 
 
+def local_directory(name: str) -> Path | None:
+    """The directory that a base model's name means; None for what may be a hub name.
+
+    Args:
+        name: As the user gave it.
+
+    Raises:
+        ConfigError: It is a directory that holds no model, or looks like a path and no directory is there.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"base model {name!r} is a directory without config.json; give one that holds a model")
+        return path.absolute()
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise ConfigError(f"base model {name!r} looks like a path, but no directory is there; give a local directory")
+    return None
+
+
 def require_same_base(engine: ModelInfo, trainer: ModelInfo) -> None:
     """Refuse to run an engine and a trainer that hold different base models.
 

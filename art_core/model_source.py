@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from art_core.base_model import local_directory
 from art_core.errors import ConfigError, nearest
 from art_core.gguf_model import convert_gguf, require_libraries
 
@@ -79,14 +80,8 @@ def _resolve(name: str, cache: Path, known: Mapping[str, ModelPackage]) -> str:
         if package is None:
             raise ConfigError(f"base model {name!r} is unknown; {nearest(name, (PREFIX + key for key in known))}")
         return str(_from_package(package, cache.expanduser().absolute() / "models"))
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ConfigError(f"base model {name!r} is a directory without config.json; give one that holds a model")
-        return str(path.absolute())
-    if path.is_absolute() or name.startswith((".", "~")):
-        raise ConfigError(f"base model {name!r} looks like a path, but no directory is there")
-    return name
+    path = local_directory(name)
+    return name if path is None else str(path)
 
 
 def _from_package(package: ModelPackage, models: Path) -> Path:

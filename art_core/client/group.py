@@ -91,7 +91,7 @@ async def trajectory_group_batches(
     unstarted = list(groups)[size * options.get("skip_batches", 0) :]
     unstarted.reverse()
     mean = sum(map(rollouts_in, unstarted)) / max(1, len(unstarted))
-    running: set[asyncio.Task[TrajectoryGroup]] = set()
+    running: list[asyncio.Task[TrajectoryGroup]] = []
     ready: list[TrajectoryGroup] = []
     relay = _Relay(round(mean * size), options.get("max_batch_exceptions", 0))
     context = contextvars.copy_context()
@@ -102,9 +102,11 @@ async def trajectory_group_batches(
                 while len(ready) < size and (unstarted or running):
                     while unstarted and len(running) < size * ahead:
                         work = finished_group(unstarted.pop(), relay)
-                        running.add(asyncio.get_running_loop().create_task(work, context=context.copy()))
-                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    ready += await asyncio.gather(*done)
+                        running.append(asyncio.get_running_loop().create_task(work, context=context.copy()))
+                    done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    # those that finish at the same moment stay in the order submitted
+                    ready += [task.result() for task in running if task in done]
+                    running = [task for task in running if task not in done]
             batch, ready = ready[:size], ready[size:]
             relay.next_batch()
             yield batch

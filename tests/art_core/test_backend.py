@@ -1,7 +1,7 @@
 """Leases on steps: real store, real publisher, real route; no processes.
 
 The engine is a small numpy one (see its text for what it does not prove). The trainer and the gateway are not
-touched by a lease and are left out; `tests/flow` drives the whole backend.
+touched by a lease and are left out, and nobody watches the engine; `tests/flow` drives the whole backend.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from art_core.backend import Backend, BackendSpec, TrainerPosition, delete_steps, hold, make_room, serve
+from art_core.backend import Backend, BackendSpec, TrainerPosition, delete_steps, hold, publish
 from art_core.base_model import BaseIdentity, ModelInfo
 from art_core.builtin.file import FileStore
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
@@ -23,6 +23,7 @@ from art_core.errors import NoRouteError, PublishTimeoutError, RouteError
 from art_core.policy import ProofKind
 from art_core.protocols.engine import Endpoint, EngineSpec
 from art_core.protocols.trainer import TrainerSpec
+from art_core.recovery import Recovery
 from art_core.route import RouteTable
 from art_core.run import RunDirectory
 from tests.art_core.builtin.numpy_engine import NumpyEngine, Run
@@ -57,12 +58,13 @@ def backend(tmp_path: Path, engine: NumpyEngine) -> Backend:
     parts = Parts(engine, "numpy", PROVES, nothing, "none", FileStore(), publisher)
     endpoint = Endpoint("http://127.0.0.1:9", "k", info, SLOTS)
     route = RouteTable("agent", "bigram")
-    return Backend(spec, parts, endpoint, nothing, route, nothing, nothing, TrainerPosition(0))
+    recovery = Recovery(parts, spec.engine, endpoint, route, nothing, spec.timeouts)
+    return Backend(spec, parts, info, SLOTS, nothing, route, nothing, recovery, nothing, TrainerPosition(0))
 
 
 async def served(backend: Backend, run: Run, count: int) -> Backend:
     for _ in range(count):
-        await serve(backend, run.train())
+        backend.route.flip(await publish(backend, run.train()))
     return backend
 
 
@@ -96,7 +98,7 @@ async def test_a_step_that_is_no_longer_served_is_proved_again_for_the_lease(
         assert loaded(engine) == {"agent@0", "agent@3", "agent@4"}
         await served(backend, run, 2)
         assert "agent@0" in loaded(engine)
-    await make_room(backend)
+    await served(backend, run, 1)
     assert "agent@0" not in loaded(engine)
 
 

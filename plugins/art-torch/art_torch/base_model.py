@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from art_core.base_model import BaseIdentity, ModelInfo, base_digest
+from art_core.base_model import BaseIdentity, ModelInfo, base_digest, local_directory
 from art_core.errors import ConfigError
 from art_torch.options import Device, DType
 
@@ -97,8 +97,8 @@ def locate(base_model: str) -> Path:
     Raises:
         ConfigError: It is neither a local directory nor a reachable hub name.
     """
-    path = Path(base_model).expanduser()
-    if path.is_dir():
+    path = local_directory(base_model)
+    if path is not None:
         return path
     try:
         return Path(snapshot_download(base_model, allow_patterns=_HUB_FILES, ignore_patterns=["original/*"]))

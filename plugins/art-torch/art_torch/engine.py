@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from art_core.base_model import ModelInfo
+from art_core.base_model import ModelInfo, local_directory
 from art_core.capability import Capability
 from art_core.checkpoint import StoredCheckpoint
 from art_core.config import Timeouts
@@ -63,6 +63,7 @@ class TorchEngine:
         """See `InferenceEngine.start`."""
         if self._server is not None or self._starting:
             raise EngineError("engine 'torch' is started already; stop it first", stage="start")
+        local_directory(spec.base_model)  # refused here in microseconds, not by the process in seconds
         self._starting = True
         try:
             self._server = await self._launch(spec)
