@@ -27,7 +27,7 @@ from art_core.plugins import Plugins
 from art_core.protocols.engine import EngineSpec
 from art_core.protocols.store import CheckpointStore
 from art_core.protocols.trainer import TrainerSpec
-from art_core.run import RunDirectory
+from art_core.run import RunDirectory, run_path
 from art_core.selection import EngineSelection, PublisherSelection, StoreSelection, TrainerSelection, is_object
 from art_core.step import StepConfig
 from art_core.trajectory import TrajectoryGroup
@@ -232,11 +232,11 @@ class LocalBackend:
         trainer_args = dict(config.get("trainer_args") or {})
         defaults = {key: trainer_args.pop(key) for key in list(trainer_args) if key in STEP_FIELDS}
         step_config({}, defaults)  # refuse a bad default before anything starts
+        logs = RunDirectory(run_path(self._path, model.project, model.run_name)).log_directory
+        parts = compose(self._choice(config, trainer_args), self._plugins, logs, self._timeouts)
         base = await resolve_base_model(model.base_model, Environment.read().cache)
         run = RunDirectory.create_or_open(self._path, model.project, model.run_name, model.base_model, lora)
         try:
-            choice = self._choice(config, trainer_args)
-            parts = compose(choice, self._plugins, run.log_directory, self._timeouts)
             spec = _spec(model, config, base, lora, run, self._timeouts)
             return _Session(await open_backend(parts, spec, Observers(self._plugins.manager)), defaults)
         except BaseException:

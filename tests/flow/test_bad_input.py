@@ -33,6 +33,7 @@ async def _register(tmp_path: Path, base_model: str, **options: object) -> None:
 async def test_unknown_plugin(tmp_path: Path, tiny_model: Path, kind: str) -> None:
     with pytest.raises(PluginNotFoundError, match=f"{kind} 'torhc' is not installed; did you mean 'torch'"):
         await _register(tmp_path, str(tiny_model), **{kind: "torhc"})
+    assert list(tmp_path.iterdir()) == []  # refused before anything was made
 
 
 async def test_unknown_backend_option(tmp_path: Path, tiny_model: Path) -> None:
