@@ -30,8 +30,8 @@ def tree(path: Path) -> ast.Module:
 
 @functools.cache
 def repository_files() -> tuple[Path, ...]:
-    """Every file that is tracked, or would be by the next `git add .`."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    """Every tracked file: runs and notes that somebody keeps in the checkout are nobody's business here."""
+    command = ["git", "ls-files", "-z"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     paths = (ROOT / entry for entry in listed.split("\0") if entry)
     return tuple(sorted(path for path in paths if path.is_file()))
