@@ -1,9 +1,4 @@
-"""A run's files under kill -9, and under a disk that refuses, at every single call that changes them.
-
-A victim is forked from this warm process and kills itself with SIGKILL just before or just after the n-th call; n
-counts up until the victim gets through. A kill keeps what the kernel already has; what a power failure would keep is
-proved by the order of the forced writes, in ``tests/art_core/builtin/test_file.py``.
-"""
+"""A run's files under kill -9, and under a disk that refuses, at every single call that changes them (`kill`)."""
 
 from __future__ import annotations
 
@@ -12,12 +7,9 @@ import errno
 import itertools
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,72 +19,10 @@ from art_core.checkpoint import Checkpoint, verify
 from art_core.config import LoRAConfig
 from art_core.errors import CommitConflictError, StoreError
 from art_core.run import RunDirectory
+from tests.faults.kill import every_kill, in_fork, killed_at, refusing
 from tests.staged import stage_step
 
-CALLS = ("open", "write", "fsync", "rename", "mkdir", "ftruncate", "unlink", "rmdir")
-"""Every function of `os` by which the product changes a file."""
-
 store = FileStore()
-
-
-@contextmanager
-def hooked(act: Callable[[str, object, bool], None]) -> Iterator[None]:
-    """Call `act(name, first argument, after)` before and after every call of `CALLS`."""
-    real = {name: getattr(os, name) for name in CALLS}
-
-    def wrap(name: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            act(name, args[0], False)
-            result = real[name](*args, **kwargs)
-            act(name, args[0], True)
-            return result
-
-        return call
-
-    for name in CALLS:
-        setattr(os, name, wrap(name))
-    try:
-        yield
-    finally:
-        for name in CALLS:
-            setattr(os, name, real[name])
-
-
-def killed_at(point: int, work: Callable[[], object]) -> bool:
-    """Do the work in a fork that kills itself at that point; whether it came so far."""
-    victim = os.fork()
-    if victim == 0:
-        counter, guard = itertools.count(), threading.Lock()
-
-        def act(name: str, what: object, after: bool) -> None:
-            with guard:
-                if next(counter) == point:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        status = 1
-        try:
-            with hooked(act):
-                work()
-            status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(victim, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0, "the victim failed by itself"
-    return False
-
-
-def every_kill(make: Callable[[], Path], work: Callable[[Path], object], check: Callable[[Path], None]) -> int:
-    """Kill at every point in turn, each time on a fresh copy; return the number of kills."""
-    for point in itertools.count():
-        path = make()
-        if not killed_at(point, lambda path=path: work(path)):
-            return point
-        check(path)
-        shutil.rmtree(path)
-    raise AssertionError
 
 
 def listed(run: Path) -> list[int]:
@@ -223,26 +153,6 @@ def test_creating_a_run_killed_anywhere(tmp_path: Path) -> None:
 REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO)
 
 
-@contextmanager
-def refusing(point: int, number: int) -> Iterator[list[str]]:
-    """Let the n-th call fail with that error; yields the name of the call that did."""
-    counter, failed, guard = itertools.count(), [], threading.Lock()
-
-    def act(name: str, what: object, after: bool) -> None:
-        if after:
-            return
-        with guard:
-            hit = next(counter) == point
-        if hit:
-            failed.append(name)
-            if isinstance(what, int):  # a descriptor: the system names no file either
-                raise OSError(number, os.strerror(number))
-            raise OSError(number, os.strerror(number), str(what))
-
-    with hooked(act):
-        yield failed
-
-
 @pytest.mark.parametrize("number", REFUSALS, ids=lambda number: errno.errorcode[number])
 def test_a_disk_that_refuses_is_a_typed_error_and_changes_nothing(fresh: Callable[[], Path], number: int) -> None:
     """Refused at every call in turn; the same staged checkpoint is then committed."""
@@ -337,18 +247,13 @@ def test_committers_that_race_and_die(fresh: Callable[[], Path]) -> None:
         run = fresh()
         staged = [stage_step(run, 2, seed) for seed in (10, 11)]
 
-        def racer(checkpoint: Checkpoint, run: Path = run) -> int:
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    asyncio.run(store.commit(run, checkpoint))
-                except StoreError:
-                    os._exit(2)
-                finally:
-                    os._exit(0)
-            return pid
+        def race(checkpoint: Checkpoint, run: Path = run) -> None:
+            try:
+                asyncio.run(store.commit(run, checkpoint))
+            except CommitConflictError:
+                os._exit(2)
 
-        pids = [racer(checkpoint) for checkpoint in staged]
+        pids = [in_fork(lambda each=each: race(each)) for each in staged]
         killed_at(point, lambda run=run: lose(run))
         codes = sorted(os.WEXITSTATUS(os.waitpid(pid, 0)[1]) for pid in pids)
         assert codes in ([0, 2], [2, 2])
