@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,48 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from art_core.adapter_file import read_bytes
 from art_core.errors import CheckpointCorruptError
 
-_PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 _HEADER_LIMIT_BYTES = 16 << 20
-
-
-def refuse_pickles(directory: Path) -> None:
-    """Refuse a directory that holds weights as a pickle, which may run any code when it is read.
-
-    Raises:
-        CheckpointCorruptError: It names the file, or says that the directory can't be read.
-    """
-    try:
-        names = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLES)
-    except OSError as error:
-        raise _corrupt(f"checkpoint {directory} can't be read: {error.strerror}") from error
-    if names:
-        raise _corrupt(f"checkpoint {directory} holds {names[0]}, a pickle; only safetensors files are read")
-
-
-def read_bytes(path: Path, limit_bytes: int) -> bytes:
-    """Content of a regular file.
-
-    Args:
-        path: The file; its last part must not be a link.
-        limit_bytes: More than this is no file of ours.
-
-    Raises:
-        CheckpointCorruptError: It is absent, a link, no file, or too large.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise _corrupt(f"{path.name} in {path.parent} can't be opened as a regular file: {error.strerror}") from error
-    with open(fd, "rb") as file:  # noqa: PTH123 - the descriptor was opened without following links
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
-            raise _corrupt(
-                f"{path.name} in {path.parent} is not a regular file of at most {limit_bytes} bytes "
-                f"(mode {stat.filemode(status.st_mode)}, {status.st_size} bytes)"
-            )
-        return file.read()
 
 
 def read_tensors(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

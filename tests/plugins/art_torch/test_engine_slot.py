@@ -190,7 +190,7 @@ A_KEY, B_KEY = f"{PREFIX}{Q0}.lora_A.weight", f"{PREFIX}{Q0}.lora_B.weight"
         (lambda d: _configure(d, r=4), r"tensor .*lora_A\.weight has shape \(8, \d+\)"),
         (lambda d: _edit(d, lambda t: t.pop(B_KEY)), rf"{B_KEY}' is missing"),
         (lambda d: _edit(d, lambda t: t.update({A_KEY: t[A_KEY][:, :-1]})), r"has shape \(8, 63\).*need \(8, 64\)"),
-        (lambda d: _edit(d, lambda t: t.update({A_KEY: t[A_KEY].double()})), r"type torch\.float64"),
+        (lambda d: _edit(d, lambda t: t.update({A_KEY: t[A_KEY].double()})), r"type F64"),
         (lambda d: _edit(d, lambda t: t[A_KEY].view(-1)[3].fill_(float("inf"))), rf"{A_KEY}.*not finite"),
         (lambda d: _edit(d, lambda t: t[B_KEY].view(-1)[3].fill_(float("nan"))), rf"{B_KEY}.*not finite"),
         (lambda d: _edit(d, lambda t: t.update(stray=torch.zeros(1))), r"'stray' is no LoRA weight"),

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from art_core.adapter_file import Site
 from art_torch.frozen_linear import FrozenLinear
-from art_torch.serve.adapter_file import AdapterTensors, Site, hash_pair
+from art_torch.serve.adapter_file import AdapterTensors, hash_pair
 
 BASE_SLOT = -1
 """Slot number of rows that no adapter changes."""

@@ -14,10 +14,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from art_core.adapter_file import read_bytes
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG
 from art_core.config import LoRAConfig
 from art_core.errors import CheckpointCorruptError, ConfigError, nearest
-from art_torch.tensor_file import read_bytes, read_tensors
+from art_torch.tensor_file import read_tensors
 from art_torch.train.low_rank import LowRankLinear
 
 _PREFIX = "base_model.model."

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from art_core.adapter_file import refuse_pickles
 from art_core.batch import TrainBatch
 from art_core.errors import BatchError, NonFiniteLossError, OutOfMemoryError
 from art_core.protocols.trainer import TrainerSpec
 from art_core.step import StepConfig, StepResult
 from art_torch.base_model import LoadedBase
-from art_torch.tensor_file import refuse_pickles
 from art_torch.train.adapter import Adapter
 from art_torch.train.head import score_with_gradient
 from art_torch.train.loss import TokenLoss, policy_loss
