@@ -50,7 +50,7 @@ class Alive:
 
     @property
     def engine(self) -> psutil.Process:
-        return psutil.Process(self.backend.engine._server.child.pid)  # type: ignore[attr-defined]
+        return psutil.Process(self.backend.engine._running.server.child.pid)  # type: ignore[attr-defined]
 
     async def noticed(self) -> None:
         """Wait until it is known that the engine is dead; before, its closed socket alone makes the gateway refuse."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
-import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
@@ -22,9 +19,9 @@ from art_core.base_model import ModelInfo, local_directory
 from art_core.capability import Capability
 from art_core.checkpoint import StoredCheckpoint
 from art_core.config import Timeouts
+from art_core.engine_server import EngineServer, listen
 from art_core.errors import (
     CapabilityError,
-    EngineDiedError,
     EngineError,
     EngineStartError,
     EngineUnavailableError,
@@ -38,10 +35,10 @@ _INFO = TypeAdapter(ModelInfo)
 
 
 @dataclass(frozen=True)
-class _Server:
+class _Running:
     """A server process that answers."""
 
-    child: Child
+    server: EngineServer
     endpoint: Endpoint
 
 
@@ -56,20 +53,20 @@ class TorchEngine:
     def __init__(self, options: TorchEngineOptions, timeouts: Timeouts | None = None) -> None:
         self._options = options
         self._timeouts = timeouts or Timeouts()
-        self._server: _Server | None = None
+        self._running: _Running | None = None
         self._starting = False
 
     async def start(self, spec: EngineSpec) -> Endpoint:
         """See `InferenceEngine.start`."""
-        if self._server is not None or self._starting:
+        if self._running is not None or self._starting:
             raise EngineError("engine 'torch' is started already; stop it first", stage="start")
         local_directory(spec.base_model)  # refused here in microseconds, not by the process in seconds
         self._starting = True
         try:
-            self._server = await self._launch(spec)
+            self._running = await self._launch(spec)
         finally:
             self._starting = False
-        return self._server.endpoint
+        return self._running.endpoint
 
     async def health(self) -> EngineHealth:
         """See `InferenceEngine.health`."""
@@ -105,14 +102,14 @@ class TorchEngine:
 
     async def stop(self) -> None:
         """See `InferenceEngine.stop`."""
-        server, self._server = self._server, None
-        if server is not None:
-            await server.child.stop(self._timeouts.engine_stop_s)
+        running, self._running = self._running, None
+        if running is not None:
+            await running.server.stop()
 
-    async def _launch(self, spec: EngineSpec) -> _Server:
+    async def _launch(self, spec: EngineSpec) -> _Running:
         api_key = secrets.token_urlsafe(32)
         # Bound here and handed over open, so that no other process can take the port in between.
-        with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener, tempfile.TemporaryFile() as settings:
+        with listen() as listener, tempfile.TemporaryFile() as settings:
             # A file without a name: neither the key nor the template shows in the process table or on disk.
             settings.write(json.dumps(self._settings(spec, api_key)).encode())
             settings.seek(0)
@@ -127,7 +124,8 @@ class TorchEngine:
                 )
             except ProcessError as error:
                 raise EngineStartError(f"engine 'torch': {error}", stage="start") from error
-        return _Server(child, Endpoint(base_url, api_key, await self._model(child), self._options.max_loras))
+        server = EngineServer("torch", base_url, {"Authorization": f"Bearer {api_key}"}, child, self._timeouts)
+        return _Running(server, Endpoint(base_url, api_key, await self._model(child), self._options.max_loras))
 
     def _settings(self, spec: EngineSpec, api_key: str) -> dict[str, Any]:
         return {
@@ -155,31 +153,13 @@ class TorchEngine:
         return _INFO.validate_python(hello["model"])
 
     async def _call(self, method: str, path: str, request: object, timeout_s: float) -> dict[str, Any]:
-        server = self._server
-        if server is None:
+        if self._running is None:
             raise EngineUnavailableError("engine 'torch' is not started; call start first")
-        headers = {"Authorization": f"Bearer {server.endpoint.api_key}"}
-        timeout = httpx.Timeout(timeout_s, connect=self._timeouts.connect_s)
-        try:
-            # A client per call costs a millisecond and makes any event loop of the caller do.
-            async with httpx.AsyncClient(timeout=timeout, trust_env=False, verify=False) as client:
-                response = await client.request(method, server.endpoint.base_url + path, json=request, headers=headers)
-        except httpx.TimeoutException as error:
-            raise EngineUnavailableError(f"engine 'torch' did not answer {path} within {timeout_s:g} s") from error
-        except httpx.TransportError as error:
-            raise await self._unavailable(server.child, error) from error
+        response = await self._running.server.ask(method, path, request, timeout_s)
         data: dict[str, Any] = response.json()
         if response.is_error:
             raise from_wire(data["error"], EngineError)
         return data
-
-    async def _unavailable(self, child: Child, error: httpx.TransportError) -> EngineUnavailableError:
-        """Says how the process ended; a connection breaks a moment before the process is known to be dead."""
-        try:
-            async with asyncio.timeout(self._timeouts.connect_s):
-                return EngineDiedError(f"engine 'torch' is gone: {child.died(await child.exited())}")
-        except TimeoutError:
-            return EngineUnavailableError(f"engine 'torch' can't be reached: {error!r}; {child.log_tail()}")
 
 
 def _undeclared() -> CapabilityError:

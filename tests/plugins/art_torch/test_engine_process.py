@@ -99,8 +99,8 @@ async def test_a_killed_engine_says_how_it_died_and_starts_again(tiny_model: Pat
     spec = EngineSpec(str(tiny_model), "base", 8, tmp_path / "engine.log", chat_template="{{ messages[0].content }}")
     endpoint = await engine.start(spec)
     assert endpoint.model.context_tokens == 64 and endpoint.model.chat_template == spec.chat_template
-    assert engine._server is not None
-    os.kill(engine._server.child.pid, signal.SIGKILL)
+    assert engine._running is not None and engine._running.server.child is not None
+    os.kill(engine._running.server.child.pid, signal.SIGKILL)
     with pytest.raises(EngineUnavailableError, match="SIGKILL"):
         await engine.score("base", [np.array([1], np.int32)])
     with pytest.raises(EngineUnavailableError, match="SIGKILL"):

@@ -1,0 +1,100 @@
+"""An engine's server as its plugin sees it: an address, a key and, where we launched it, a process that may die.
+
+The plugin decides what to launch and what to ask; this room asks, and turns a broken connection into the contract's
+errors: `EngineDiedError` once the process has ended, `EngineUnavailableError` while nobody knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import httpx
+
+from art_core.config import Timeouts
+from art_core.errors import EngineDiedError, EngineUnavailableError
+from art_core.process import Child
+
+
+def listen() -> socket.socket:
+    """A listening socket on a free loopback port, to be handed over open, so that no one else can take the port."""
+    return socket.create_server(("127.0.0.1", 0), backlog=2048)
+
+
+class EngineServer:
+    """A running engine server.
+
+    Args:
+        name: The engine's name, for messages.
+        base_url: Where it answers, without ``/v1``.
+        headers: Sent with every request: its key.
+        child: Its process; None for a server that somebody else runs.
+        timeouts: `connect_s` and `engine_stop_s` are used.
+    """
+
+    def __init__(
+        self, name: str, base_url: str, headers: Mapping[str, str], child: Child | None, timeouts: Timeouts
+    ) -> None:
+        self.base_url = base_url
+        self.child = child
+        self._name = name
+        self._headers = headers
+        self._timeouts = timeouts
+
+    async def ask(self, method: str, path: str, json: object, timeout_s: float) -> httpx.Response:
+        """Make one request; what the answer's status means is the caller's to say.
+
+        Args:
+            method: HTTP method.
+            path: From the root, e.g. ``/health``.
+            json: The body; None: none.
+            timeout_s: For the whole answer, seconds.
+
+        Raises:
+            EngineDiedError: The process has ended.
+            EngineUnavailableError: No answer in time, or no connection.
+        """
+        async with self.session(timeout_s) as session:
+            return await self.send(session, method, path, json)
+
+    @asynccontextmanager
+    async def session(self, timeout_s: float) -> AsyncIterator[httpx.AsyncClient]:
+        """A client for several requests of one call, whose connections end with the block.
+
+        A client per call costs a millisecond and makes any event loop of the caller do; there is no TLS to verify.
+
+        Args:
+            timeout_s: For each answer, seconds.
+        """
+        timeout = httpx.Timeout(timeout_s, connect=self._timeouts.connect_s)
+        async with httpx.AsyncClient(
+            base_url=self.base_url, headers=self._headers, timeout=timeout, trust_env=False, verify=False
+        ) as client:
+            yield client
+
+    async def send(self, session: httpx.AsyncClient, method: str, path: str, json: object) -> httpx.Response:
+        """As `ask`, in a `session`."""
+        try:
+            return await session.request(method, path, json=json)
+        except httpx.TimeoutException as error:
+            limit_s = session.timeout.read
+            raise EngineUnavailableError(f"engine {self._name!r} did not answer {path} within {limit_s:g} s") from error
+        except httpx.TransportError as error:
+            raise await self._unavailable(error) from error
+
+    async def stop(self) -> None:
+        """End the process and all that it started, where it is ours; idempotent."""
+        if self.child is not None:
+            await self.child.stop(self._timeouts.engine_stop_s)
+
+    async def _unavailable(self, error: httpx.TransportError) -> EngineUnavailableError:
+        """Says how the process ended; a connection breaks a moment before the process is known to be dead."""
+        if self.child is None:
+            return EngineUnavailableError(f"engine {self._name!r} at {self.base_url} can't be reached: {error!r}")
+        try:
+            async with asyncio.timeout(self._timeouts.connect_s):
+                return EngineDiedError(f"engine {self._name!r} is gone: {self.child.died(await self.child.exited())}")
+        except TimeoutError:
+            return EngineUnavailableError(f"engine {self._name!r} can't be reached: {error!r}; {self.child.log_tail()}")
