@@ -1,11 +1,14 @@
-"""What a gathering of rollouts counts, and how rollouts run at once."""
+"""What a gathering of rollouts counts and keeps, and how rollouts run at once."""
 
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Awaitable, Iterable
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
+
+from pydantic import BaseModel
 
 
 class Tally(Protocol):
@@ -18,6 +21,20 @@ class Tally(Protocol):
     def failed(self, error: Exception) -> None:
         """A rollout has raised; raises the error again where too many have."""
         ...
+
+
+class RecordedException(BaseModel):
+    """An exception of a rollout, as text."""
+
+    type: str
+    message: str
+    traceback: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self:
+        """Record an exception."""
+        text = "".join(traceback.format_exception(error))
+        return cls(type=type(error).__qualname__, message=str(error), traceback=text)
 
 
 class _NoFailures:

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from openai.types.chat.chat_completion import Choice
 
+from art_core.chat import History, as_item
 from art_core.errors import TokenizationError, TrajectoryError
-from art_core.trajectory import History, Trajectory, TrajectoryGroup, as_item
+from art_core.trajectory import Trajectory, TrajectoryGroup
 
 LOGPROB_SLACK = 1e-4
 """A logprob may lie this far above 0 by rounding; it is then taken as 0."""
@@ -125,11 +126,14 @@ def tokenize(groups: Sequence[TrajectoryGroup], limits: TokenizationLimits) -> T
 
 def _chats(trajectory: Trajectory, where: str, limits: TokenizationLimits) -> list[tuple[str, list[_Turn]]]:
     """The turns of every chat of a trajectory, each chat with its name for messages."""
-    histories: list[tuple[str, History]] = [(where, trajectory)]
-    histories += [(f"{where}, additional history {n}", h) for n, h in enumerate(trajectory.additional_histories)]
+    try:
+        histories = trajectory.histories()
+    except TrajectoryError as error:
+        raise TrajectoryError(f"{where}: {error}") from error
+    labels = [where, *(f"{where}, additional history {n}" for n in range(len(histories) - 1))]
     chats = [
         (label, [_turn(choice, name, limits) for name, choice in _choices(history, label)])
-        for label, history in histories
+        for label, history in zip(labels, histories, strict=False)
     ]
     if not any(turns for _, turns in chats):
         raise TrajectoryError(

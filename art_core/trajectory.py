@@ -4,96 +4,56 @@ from __future__ import annotations
 
 import inspect
 import time
-import traceback
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias, cast, overload
+from typing import Any, Self, TypeAlias, overload
 
 from openai.types.chat.chat_completion import Choice
-from pydantic import BaseModel, BeforeValidator, Field, SkipValidation
+from pydantic import ConfigDict, Field, model_validator
 
+from art_core.chat import History, Messages, Record, TrajectoryExchanges, as_item, as_message, chats, family
 from art_core.errors import TrajectoryError
-from art_core.tally import KEPT, Tally, current_tally, run_all
+from art_core.tally import KEPT, RecordedException, Tally, current_tally, run_all
 
-if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
-
-    Message: TypeAlias = ChatCompletionMessageParam
-    """A chat message as the OpenAI API spells it: ``role``, ``content``, ``tool_calls`` and so on."""
-    Tool: TypeAlias = ChatCompletionToolUnionParam
-else:
-    # Checked against openai's types, pydantic would drop the keys that other providers add.
-    Message = Tool = dict[str, Any]
-Messages: TypeAlias = list[Message]
-MetadataValue: TypeAlias = str | int | float | bool | None
-
-
-def as_item(item: object) -> Message | Choice:
-    """A chat item as a message or a choice; a dict with the key ``message`` is a dumped `Choice`.
-
-    Args:
-        item: A message dict, a `Choice`, or a dumped `Choice`.
-
-    Raises:
-        TrajectoryError: It is something else.
-    """
-    if isinstance(item, Choice):
-        return item
-    if isinstance(item, Mapping):
-        return Choice.model_validate(item) if "message" in item else cast(Message, dict(item))
-    raise TrajectoryError(
-        f"messages_and_choices holds a {type(item).__name__}; allowed: a message dict, or the Choice itself "
-        f"(append `completion.choices[0]`, not its message)"
-    )
-
-
-MessageOrChoice: TypeAlias = Annotated[SkipValidation[Message | Choice], BeforeValidator(as_item)]
-MessagesAndChoices: TypeAlias = list[MessageOrChoice]
-Tools: TypeAlias = list[Tool]
-
-
-class _Record(BaseModel):
-    """Dumps without defaults, so that an empty list or a reward of 0.0 does not stand on the wire."""
-
-    def model_dump(self, **options: Any) -> dict[str, Any]:
-        """As pydantic's, defaults dropped unless ``exclude_defaults=False`` is given."""
-        return super().model_dump(**{"exclude_defaults": True, **options})
-
-    def model_dump_json(self, **options: Any) -> str:
-        """As pydantic's, defaults dropped unless ``exclude_defaults=False`` is given."""
-        return super().model_dump_json(**{"exclude_defaults": True, **options})
-
-
-class History(_Record):
-    """One chat: messages of the environment and choices of the policy, in order."""
-
-    messages_and_choices: MessagesAndChoices = []
-    tools: Tools | None = None
-
-    def messages(self) -> Messages:
-        """The chat as plain messages, to be sent to a chat endpoint; a choice becomes its message."""
-        return [_message(as_item(item)) for item in self.messages_and_choices]
+MetadataValue: TypeAlias = Any
+"""Anything that can be written as JSON, at the latest when it is logged."""
+MIXED = "A trajectory cannot contain both exchanges and legacy histories"
 
 
 class Trajectory(History):
-    """One rollout and its reward; inside ``with Trajectory() as t`` the model's client records into it.
+    """One rollout and its reward.
 
-    `reward` may be set at any time until training; NaN and infinity are refused by the batch stage.
+    What was said is written by the program, in `messages_and_choices` and `additional_histories`, or recorded in
+    `exchanges` by the model's client inside ``with Trajectory() as t``; never both. `reward` may be set at any time
+    until training; NaN and infinity are refused by the batch stage.
     """
 
-    additional_histories: list[History] = []
+    model_config = ConfigDict(validate_assignment=True)
+    exchanges: TrajectoryExchanges = TrajectoryExchanges()
+    """Requests and answers that were recorded."""
+    additional_histories: list[History] = Field(default_factory=list)
     """Further chats of the same rollout (sub-agents, a compacted context); they share the reward."""
     reward: float = 0.0
     initial_policy_version: int | None = None
     """Policy step at the rollout's start; stands in for choices that name none."""
     final_policy_version: int | None = None
-    metrics: dict[str, float | int | bool] = {}
-    metadata: dict[str, MetadataValue] = {}
-    logs: list[str] = []
+    metrics: dict[str, float | int | bool] = Field(default_factory=dict)
+    metadata: dict[str, MetadataValue] = Field(default_factory=dict)
+    logs: list[str] = Field(default_factory=list)
     start_time: datetime = Field(default_factory=lambda: datetime.now().astimezone(), exclude=True)
+
+    @model_validator(mode="after")
+    def _one_representation(self) -> Self:
+        if self._mixed():
+            raise ValueError(MIXED)
+        return self
+
+    def _mixed(self) -> bool:
+        written = self.messages_and_choices or self.tools is not None or self.additional_histories
+        return bool(self.exchanges and written)
 
     def __str__(self) -> str:
         return f"Trajectory(reward={self.reward}, metrics={self.metrics}, metadata={self.metadata})"
@@ -103,8 +63,48 @@ class Trajectory(History):
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self is not next(reversed(recording.get()), None):
+            raise TrajectoryError("the blocks of two trajectories overlap; end the inner one first")
         recording.set(recording.get()[:-1])
         self.finish()
+
+    def histories(self, *, model: str | None = None) -> list[History]:
+        """Every chat of the rollout, however it was written down, the main one first.
+
+        Args:
+            model: Recorded chats of this model only, whatever its step: ``agent`` takes ``agent@7`` too.
+
+        Raises:
+            TrajectoryError: Chats were both written and recorded.
+        """
+        if not self.exchanges:
+            return [self, *self.additional_histories]
+        if self._mixed():
+            raise TrajectoryError(MIXED)
+        wanted = [e for e in self.exchanges.chat_completions if model is None or family(e.model) == family(model)]
+        return chats(wanted)
+
+    def history(self, *, model: str | None = None) -> History:
+        """The only chat of the rollout.
+
+        Args:
+            model: See `histories`.
+
+        Raises:
+            TrajectoryError: There is none, or more than one.
+        """
+        found = self.histories(model=model)
+        if len(found) != 1:
+            raise TrajectoryError(f"the trajectory has {len(found)} chats, not one; read histories()")
+        return found[0]
+
+    def messages(self) -> Messages:
+        """The main chat as plain messages, to be sent to a chat endpoint; a choice becomes its message.
+
+        Raises:
+            TrajectoryError: It was recorded, and there is more than one.
+        """
+        return self.history().messages() if self.exchanges else super().messages()
 
     def log(self, message: str) -> None:
         """Add a line to `logs`."""
@@ -127,12 +127,16 @@ class Trajectory(History):
 
     def for_logging(self) -> dict[str, Any]:
         """The trajectory as plain data for people: its messages say whether they are trained on."""
+        if self.exchanges:
+            return self.model_dump(mode="json")
         items = [as_item(item) for item in self.messages_and_choices]
         return {
             "reward": self.reward,
+            "initial_policy_version": self.initial_policy_version,
+            "final_policy_version": self.final_policy_version,
             "metrics": self.metrics,
             "metadata": self.metadata,
-            "messages": [dict(_message(item)) | {"trainable": isinstance(item, Choice)} for item in items],
+            "messages": [dict(as_message(item)) | {"trainable": isinstance(item, Choice)} for item in items],
             "tools": self.tools,
             "logs": self.logs,
         }
@@ -142,18 +146,14 @@ recording: ContextVar[tuple[Trajectory, ...]] = ContextVar("recording", default=
 """The trajectories whose block the running code is in; the last one records."""
 
 
-class RecordedException(BaseModel):
-    """An exception of a rollout, as text."""
-
-    type: str
-    message: str
-    traceback: str
-
-    @classmethod
-    def of(cls, error: BaseException) -> Self:
-        """Record an exception."""
-        text = "".join(traceback.format_exception(error))
-        return cls(type=type(error).__qualname__, message=str(error), traceback=text)
+@contextmanager
+def no_capture() -> Iterator[None]:
+    """Record nothing inside the block, e.g. while a judge is asked; a new trajectory in it records."""
+    token = recording.set(())
+    try:
+        yield
+    finally:
+        recording.reset(token)
 
 
 AWAITABLES = "TrajectoryGroup(<awaitables>) is deprecated; write art.trajectory_group(<awaitables>)"
@@ -161,7 +161,7 @@ AWAITABLES = "TrajectoryGroup(<awaitables>) is deprecated; write art.trajectory_
 Rollouts: TypeAlias = Iterable[Trajectory | BaseException] | Iterable[Awaitable[Trajectory]]
 
 
-class TrajectoryGroup(_Record):
+class TrajectoryGroup(Record):
     """Trajectories of one task, compared with one another. Iterable and sized.
 
     Args:
@@ -173,11 +173,11 @@ class TrajectoryGroup(_Record):
         logs: Lines of text.
     """
 
-    trajectories: list[Trajectory] = []
-    exceptions: list[RecordedException] = []
-    metadata: dict[str, MetadataValue] = {}
-    metrics: dict[str, float | int | bool] = {}
-    logs: list[str] = []
+    trajectories: list[Trajectory] = Field(default_factory=list)
+    exceptions: list[RecordedException] = Field(default_factory=list)
+    metadata: dict[str, MetadataValue] = Field(default_factory=dict)
+    metrics: dict[str, float | int | bool] = Field(default_factory=dict)
+    logs: list[str] = Field(default_factory=list)
 
     @overload
     def __new__(cls, trajectories: Iterable[Trajectory | BaseException] = (), **details: Any) -> Self: ...
@@ -214,6 +214,10 @@ class TrajectoryGroup(_Record):
             **{key: value for key, value in details.items() if value is not None},
         )
 
+    def log(self, message: str) -> None:
+        """Add a line to `logs`."""
+        self.logs.append(message)
+
     def __iter__(self) -> Iterator[Trajectory]:  # type: ignore[override]  # pydantic's yields (field, value)
         return iter(self.trajectories)
 
@@ -221,8 +225,10 @@ class TrajectoryGroup(_Record):
         return len(self.trajectories)
 
 
-class PendingGroup(Awaitable[TrajectoryGroup]):
+class PendingGroup(Coroutine[Any, Any, TrajectoryGroup]):
     """Rollouts that run when awaited; their exceptions are kept on the group as far as the gathering allows.
+
+    It is a coroutine, so that ``asyncio.create_task`` takes it, and knows its rollouts before they run.
 
     Args:
         rollouts: Awaitables of trajectories; trajectories and exceptions may stand among them.
@@ -234,13 +240,37 @@ class PendingGroup(Awaitable[TrajectoryGroup]):
         self.rollouts = rollouts
         self.details = details
         self._keep = keep_exceptions
+        self._running: Coroutine[Any, Any, TrajectoryGroup] | None = None
 
-    def __await__(self) -> Generator[Any, None, TrajectoryGroup]:
-        return self._gather().__await__()
+    def __await__(self) -> Generator[Any, Any, TrajectoryGroup]:
+        return self._run().__await__()
+
+    def send(self, value: Any) -> Any:
+        """As a coroutine's."""
+        return self._run().send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """As a coroutine's."""
+        return self._run().throw(*error)
+
+    def close(self) -> None:
+        """As a coroutine's; the rollouts are ended where they stand."""
+        if self._running is not None:
+            self._running.close()
+        else:
+            for rollout in filter(inspect.iscoroutine, self.rollouts):
+                rollout.close()
+
+    def _run(self) -> Coroutine[Any, Any, TrajectoryGroup]:
+        if self._running is None:
+            self._running = self._gather()
+        return self._running
 
     async def _gather(self) -> TrajectoryGroup:
         tally = KEPT if self._keep else current_tally.get()
-        return TrajectoryGroup(await run_all([_outcome(rollout, tally) for rollout in self.rollouts]), **self.details)
+        with no_capture():  # the rollouts are trajectories of their own
+            outcomes = await run_all([_outcome(rollout, tally) for rollout in self.rollouts])
+        return TrajectoryGroup(outcomes, **self.details)
 
 
 async def _outcome(rollout: Any, tally: Tally) -> Trajectory | BaseException:
@@ -256,10 +286,3 @@ async def _outcome(rollout: Any, tally: Tally) -> Trajectory | BaseException:
         raise TrajectoryError(f"a rollout returned a {type(trajectory).__name__}; it must return an art.Trajectory")
     tally.succeeded(trajectory)
     return trajectory
-
-
-def _message(item: Message | Choice) -> Message:
-    if isinstance(item, Choice):
-        # Templates read `content` even where the model only called a tool.
-        return cast(Message, {**item.message.model_dump(exclude_none=True), "content": item.message.content or ""})
-    return item

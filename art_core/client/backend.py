@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from art_core.client.dev import InternalModelConfig
-    from art_core.client.model import Model, TrainableModel
+    from art_core.client.model import Model
     from art_core.client.result import TrainResult
+    from art_core.client.trainable import TrainableModel
 
 
 class Backend(Protocol):

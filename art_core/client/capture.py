@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
+from art_core.chat import family
 from art_core.errors import TrajectoryError
-from art_core.trajectory import History, Message, Tools, Trajectory, recording
-
-if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletion
+from art_core.trajectory import Trajectory, TrajectoryGroup, recording
 
 
 async def trajectory(coroutine: Coroutine[Any, Any, object]) -> Trajectory:
     """Run an agent and record what it and the model said to each other.
 
-    What is recorded: chat completions through ``model.openai_client()``, also from tasks that the agent starts, but
-    for streamed ones. A request that goes on where a recorded chat ended extends it; any other begins a further
-    history of the same trajectory. The agent sets the reward: ``art.current_trajectory().reward = 1.0``.
+    Recorded in `Trajectory.exchanges`: chat completions through ``model.openai_client()``, also from tasks that the
+    agent starts, but for streamed ones. The agent sets the reward: ``art.current_trajectory().reward = 1.0``.
 
     Args:
         coroutine: The agent's; what it returns is dropped.
@@ -42,81 +38,61 @@ async def trajectory(coroutine: Coroutine[Any, Any, object]) -> Trajectory:
 
 
 @overload
-def current_trajectory(*, required: Literal[True]) -> Trajectory:  # noqa: D418 - every public name has one
+def current_trajectory(*, require: Literal[True]) -> Trajectory:  # noqa: D418 - every public name has one
     """One that must be there."""
     ...
 
 
 @overload
-def current_trajectory(*, required: bool = False) -> Trajectory | None:  # noqa: D418
+def current_trajectory(*, require: bool = False) -> Trajectory | None:  # noqa: D418
     """One that may be missing."""
     ...
 
 
-def current_trajectory(*, required: bool = False) -> Trajectory | None:
+def current_trajectory(*, require: bool = False) -> Trajectory | None:
     """The trajectory that records the running code.
 
     Args:
-        required: Raise where there is none.
+        require: Raise where there is none.
 
     Raises:
         TrajectoryError: There is none, and one is required.
     """
     if recording.get():
         return recording.get()[-1]
-    if required:
+    if require:
         raise TrajectoryError("no trajectory is recording; run this inside `art.trajectory(...)`")
     return None
 
 
-@contextmanager
-def no_capture() -> Iterator[None]:
-    """Record nothing inside the block, e.g. while a judge is asked; a new trajectory in it records."""
-    token = recording.set(())
-    try:
-        yield
-    finally:
-        recording.reset(token)
-
-
-def record_completion(trajectory: Trajectory, request: Mapping[str, Any], completion: ChatCompletion) -> None:
-    """Add one exchange to a trajectory.
+def trained_on(groups: Iterable[TrajectoryGroup], model: str) -> list[TrajectoryGroup]:
+    """Groups whose recorded trajectories hold nothing that another model said, e.g. a simulated user or a judge.
 
     Args:
-        trajectory: Where it goes.
-        request: The request's body.
-        completion: The answer; each of its choices goes on from the request on its own.
+        groups: They are not changed.
+        model: The trained model's name, without a step.
+
+    Raises:
+        TrajectoryError: A recorded trajectory holds nothing of that model.
     """
-    messages: list[Message] = [_plain(message) for message in request["messages"]]
-    tools = cast("Tools | None", request.get("tools") or None)
-    for choice in completion.choices:
-        history = _continued([trajectory, *trajectory.additional_histories], messages, tools)
-        if history is None:
-            history = History(tools=tools)
-            trajectory.additional_histories.append(history)
-        history.tools = tools
-        history.messages_and_choices += [*messages[len(history.messages_and_choices) :], choice]
+    return [
+        group.model_copy(update={"trajectories": [_said_by(model, trajectory) for trajectory in group]})
+        if any(trajectory.exchanges for trajectory in group)
+        else group
+        for group in groups
+    ]
 
 
-def _continued(histories: list[History], messages: list[Message], tools: Tools | None) -> History | None:
-    """The history that the messages go on from: what was said so far, unchanged, or nothing yet."""
-    wanted = [_content(message) for message in messages]
-    for history in reversed(histories):
-        said = [_content(message) for message in history.messages()]
-        if not said or (history.tools == tools and len(said) < len(wanted) and wanted[: len(said)] == said):
-            return history
-    return None
-
-
-def _plain(message: Any) -> Message:
-    """A request's message; programs put the answer's own message object there too."""
-    return cast("Message", dict(message) if isinstance(message, Mapping) else message.model_dump(exclude_none=True))
-
-
-def _content(message: Mapping[str, Any]) -> tuple[object, ...]:
-    """What of a message must be equal for it to be the same one."""
-    calls = [(call["id"], call["function"]) for call in message.get("tool_calls") or ()]
-    return message["role"], message.get("content") or "", calls, message.get("tool_call_id")
+def _said_by(model: str, trajectory: Trajectory) -> Trajectory:
+    recorded = trajectory.exchanges.chat_completions
+    own = [exchange for exchange in recorded if family(exchange.model) == model]
+    if len(own) == len(recorded):
+        return trajectory
+    if not own:
+        seen = sorted({exchange.model for exchange in recorded})
+        raise TrajectoryError(f"a trajectory has recorded nothing of {model!r}, only of {', '.join(seen)}")
+    exchanges = trajectory.exchanges.model_copy(update={"chat_completions": own})
+    return trajectory.model_copy(update={"exchanges": exchanges})
 
 
 _yielded: ContextVar[list[Trajectory] | None] = ContextVar("yielded", default=None)

@@ -8,7 +8,8 @@ from typing import Any, Literal, TypedDict
 
 from art_core.client.config import lora_config
 from art_core.client.keyword import check_keywords
-from art_core.client.model import Model, TrainableModel
+from art_core.client.model import Model
+from art_core.client.trainable import TrainableModel
 from art_core.config import Environment
 from art_core.errors import CapabilityError, CheckpointNotFoundError, ConfigError
 from art_core.fork import ForkSource, ForkTarget, find_checkpoint, fork_checkpoint

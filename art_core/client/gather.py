@@ -9,9 +9,10 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 
 from openai.types.chat.chat_completion import Choice
 
-from art_core.errors import ConfigError, nearest
+from art_core.chat import as_item
+from art_core.errors import ConfigError, LocalServingUnavailableError, nearest
 from art_core.tally import Tally, current_tally, run_all
-from art_core.trajectory import PendingGroup, Trajectory, TrajectoryGroup, as_item
+from art_core.trajectory import PendingGroup, Trajectory, TrajectoryGroup
 
 AfterEach: TypeAlias = Callable[[TrajectoryGroup], Awaitable[TrajectoryGroup | list[TrajectoryGroup] | None]]
 
@@ -156,10 +157,10 @@ class RolloutTally:
         self.show()
 
     def failed(self, error: Exception) -> None:
-        """Count an exception; raises it where too many have been."""
+        """Count an exception; raises it where too many have been, or where no rollout can succeed any more."""
         self.errors[id(error)] = error
         self.show()
-        if len(self.errors) > self._allowed:
+        if len(self.errors) > self._allowed or isinstance(error, LocalServingUnavailableError):
             raise error
 
     def means(self, limit: int | None) -> str:
@@ -213,7 +214,6 @@ def shown(tally: RolloutTally, description: str | None, max_metrics: int | None 
 
 def _completion_tokens(trajectory: Trajectory) -> int:
     """Sampled tokens of all choices; 0 where a choice does not tell."""
-    histories = (trajectory, *trajectory.additional_histories)
-    items = [as_item(item) for history in histories for item in history.messages_and_choices]
+    items = [as_item(item) for history in trajectory.histories() for item in history.messages_and_choices]
     lengths = [len((item.model_extra or {}).get("token_ids") or ()) for item in items if isinstance(item, Choice)]
     return sum(lengths) if all(lengths) else 0

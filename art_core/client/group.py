@@ -10,11 +10,10 @@ from typing import Required, TypedDict, Unpack
 from art_core.client.gather import RolloutTally, finished_group, rollouts_in, shown
 from art_core.client.keyword import check_keywords
 from art_core.errors import ConfigError
-from art_core.tally import current_tally
+from art_core.tally import RecordedException, current_tally
 from art_core.trajectory import (
     MetadataValue,
     PendingGroup,
-    RecordedException,
     Trajectory,
     TrajectoryGroup,
 )

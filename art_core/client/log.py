@@ -15,10 +15,11 @@ import numpy as np
 from openai.types.chat.chat_completion import Choice
 
 from art_core import disk
+from art_core.chat import History, as_item
 from art_core.client.account import Account, counted
 from art_core.errors import ConfigError
 from art_core.run import RunDirectory
-from art_core.trajectory import History, Trajectory, TrajectoryGroup, as_item
+from art_core.trajectory import Trajectory, TrajectoryGroup
 
 _LEARNING = {"loss", "objective", "offpolicy", "sample_efficiency", "data", "discarded"}
 _RUNNING = {"pipeline", "pipeline_settings", "queue", "throughput", "time", "costs", "engine", "publish"}
@@ -176,15 +177,16 @@ def _rows(groups: Sequence[TrajectoryGroup]) -> Iterator[dict[str, Any]]:
             "group_logs": group.logs,
         }
         for index, trajectory in enumerate(group):
+            chat = next(iter(trajectory.histories()), trajectory)
             yield about_group | {
                 "trajectory_index": index,
                 "trajectory_json": trajectory.model_dump_json(),
                 "reward": trajectory.reward,
                 "metrics": _json(trajectory.metrics),
                 "metadata": _json(trajectory.metadata),
-                "tools": _json(trajectory.tools),
+                "tools": _json(chat.tools),
                 "logs": trajectory.logs,
-                "messages": _messages(trajectory),
+                "messages": _messages(chat),
             }
 
 

@@ -19,7 +19,7 @@ from art_core.trajectory import Trajectory, TrajectoryGroup
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-    from art_core.trajectory import Message, Tools
+    from art_core.chat import Message, Tools
 
 _log = logging.getLogger("art.client")
 
@@ -127,11 +127,11 @@ async def ruler_score_group(
         TrajectoryError: A trajectory has additional histories.
         Exception: As `ruler`.
     """
-    for trajectory in group:
-        if trajectory.additional_histories:
-            raise TrajectoryError("Additional histories are not supported by RULER yet.")
-    chats = [trajectory.messages() for trajectory in group]
-    tools = next((trajectory.tools for trajectory in group if trajectory.tools), None)
+    histories = [trajectory.histories() for trajectory in group]
+    if any(len(each) > 1 for each in histories):
+        raise TrajectoryError("Additional histories are not supported by RULER yet.")
+    chats = [each[0].messages() if each else [] for each in histories]
+    tools = next((chat.tools for each in histories for chat in each if chat.tools), None)
     try:
         scores = await ruler(chats, judge_model, extra_litellm_params, rubric, tools, debug=debug)
     except Exception as error:

@@ -29,8 +29,8 @@ class RunState(BaseModel):
         self._run(make=True).write_state(state)
 
     def merge_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Put keys into the program's state, and return all of it."""
-        merged = {**(self.read_state() or {}), **state}
+        """Put keys into the program's state, dicts within dicts likewise, and return all of it."""
+        merged = _merged(self.read_state() or {}, state)
         self.overwrite_state(merged)
         return merged
 
@@ -52,3 +52,12 @@ class RunState(BaseModel):
             with disk.disk_errors("make a run's directory"):
                 disk.make_directory(path.absolute())
         return RunDirectory(path)
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: _merged(old[key], new[key]) for key in new if _is_dict(old.get(key)) and _is_dict(new[key])}
+    return {**old, **new, **both}
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Self
 
-from art_core.client.model import TrainableModel
+from art_core.client.trainable import TrainableModel
 from art_core.demo.task import HELD_OUT, MAX_NEW_TOKENS, Fact, request_seed, reward
 
 SAMPLES = 8

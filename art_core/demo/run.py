@@ -8,7 +8,7 @@ from statistics import fmean
 
 from art_core.client.gather import gather_trajectory_groups
 from art_core.client.group import trajectory_group
-from art_core.client.model import TrainableModel
+from art_core.client.trainable import TrainableModel
 from art_core.demo.evaluation import Evaluation, evaluate
 from art_core.demo.place import Place, settle
 from art_core.demo.progress import Progress

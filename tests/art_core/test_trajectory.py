@@ -8,6 +8,7 @@ import json
 import math
 import pickle
 
+import numpy as np
 import pytest
 from openai.types.chat.chat_completion import Choice
 
@@ -66,6 +67,16 @@ def test_lists_of_two_trajectories_are_not_shared() -> None:
     assert second.messages_and_choices == [] and second.metrics == {}
 
 
+def test_what_is_assigned_is_checked_and_rewards_may_come_from_numpy() -> None:
+    t = Trajectory(metadata={"nested": {"list": [1]}})
+    for reward in (np.float32(0.5), np.float64(0.5), True, 1):
+        t.reward = reward  # type: ignore[assignment]
+        assert type(t.reward) is float
+    with pytest.raises(ValueError, match="reward"):
+        t.reward = None  # type: ignore[assignment]
+    assert Trajectory.model_validate_json(t.model_dump_json()).metadata == {"nested": {"list": [1]}}
+
+
 async def test_durations() -> None:
     t = Trajectory()
     async with t.track_duration("tool"):
@@ -83,6 +94,7 @@ def test_for_logging_says_what_is_trained_on() -> None:
     logged = trajectory(choice([1], [2]), reward=2.0).for_logging()
     assert [m["trainable"] for m in logged["messages"]] == [False, True]
     assert logged["reward"] == 2.0
+    assert {"initial_policy_version", "final_policy_version"} < logged.keys()
 
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf])
@@ -156,6 +168,27 @@ class TestGroup:
         with pytest.raises(ValueError, match="boom"):
             await TrajectoryGroup(each() for each in (endless, failing))
         assert cancelled.is_set()
+
+    async def test_a_pending_group_is_a_coroutine(self) -> None:
+        async def rollout() -> Trajectory:
+            await asyncio.sleep(0)
+            return Trajectory(reward=1.0)
+
+        task = asyncio.create_task(PendingGroup([rollout(), rollout()], {"metadata": {"task": 3}}))
+        assert [t.reward for t in await task] == [1.0, 1.0]
+        started: list[int] = []
+
+        async def unstarted() -> Trajectory:
+            started.append(1)
+            return Trajectory()
+
+        PendingGroup([unstarted()], {}).close()
+        assert started == []
+
+    def test_lines_are_logged(self) -> None:
+        made = TrajectoryGroup(logs=["first"])
+        made.log("second")
+        assert made.logs == ["first", "second"]
 
     async def test_a_rollout_that_forgets_to_return_is_named(self) -> None:
         async def forgetful() -> None:

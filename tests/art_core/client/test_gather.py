@@ -11,7 +11,7 @@ import pytest
 from art_core.client import gather
 from art_core.client.gather import gather_trajectories, gather_trajectory_groups
 from art_core.client.group import trajectory_group
-from art_core.errors import ConfigError
+from art_core.errors import ConfigError, LocalServingUnavailableError
 from art_core.trajectory import Trajectory, TrajectoryGroup
 from tests.art_core.rollout import choice, trajectory
 
@@ -55,6 +55,16 @@ async def test_exceptions_within_what_is_allowed_stay_on_their_group(allowed: fl
 async def test_one_exception_more_is_raised_as_it_was(allowed: float) -> None:
     with pytest.raises(ValueError, match=r"rollout .* failed"):
         await gather_trajectory_groups(groups((0, 1), (2, 3)), max_exceptions=allowed)
+
+
+async def test_a_backend_that_is_gone_ends_the_gathering_whatever_is_allowed() -> None:
+    async def unreachable() -> Trajectory:
+        raise LocalServingUnavailableError("gone")
+
+    with pytest.raises(LocalServingUnavailableError):
+        await gather_trajectory_groups([trajectory_group([unreachable()])], max_exceptions=9)
+    with pytest.raises(LocalServingUnavailableError):
+        await gather_trajectories([unreachable()], max_exceptions=9)
 
 
 async def test_when_one_is_raised_no_rollout_runs_on() -> None:

@@ -15,11 +15,18 @@ from pydantic import BaseModel
 from art_core.client.backend import Backend
 from art_core.client.config import TrainConfig
 from art_core.client.log import best_step
-from art_core.client.model import Model, TrainableModel
+from art_core.client.model import Model
 from art_core.client.result import TrainResult
+from art_core.client.trainable import TrainableModel
 from art_core.errors import ConfigError
 from art_core.trajectory import TrajectoryGroup
 from tests.art_core.rollout import choice, group
+
+EXTRA_BODY = {
+    "return_token_ids": True,
+    "return_tokens_as_token_ids": True,
+    "chat_template_kwargs": {"preserve_thinking": True},
+}
 
 
 class RecordingBackend:
@@ -84,7 +91,9 @@ def test_the_program_s_own_config_is_kept_whole() -> None:
 
     model = TrainableModel(name="agent", project="p", base_model="b", config=Settings(turns=5))
     assert model.config.turns == 5
-    assert model.model_dump()["config"] == {"turns": 5}
+    dumped = model.model_dump()
+    assert (dumped["config"], dumped["_internal_config"]) == ({"turns": 5}, {})
+    assert model.safe_model_dump() == {**dumped, "config": None}
     assert trainable().config is None
 
 
@@ -185,7 +194,7 @@ class TestRegistered:
             "base_url": backend.base_url,
             "api_key": "secret",
             "temperature": 1,
-            "extra_body": {"return_token_ids": True},
+            "extra_body": EXTRA_BODY,
         }
 
     async def test_the_older_train_trains_and_logs(self, tmp_path: Path) -> None:
@@ -209,12 +218,21 @@ class TestRegistered:
         assert backend.calls[-1] == ("delete", [1, 4])
 
     async def test_delete_checkpoints_without_that_metric_keeps_the_newest(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         model, backend = await registered(tmp_path)
         await model.delete_checkpoints()
         assert backend.calls[-1] == ("delete", [4])
-        assert "no line of history.jsonl has 'val/reward'" in caplog.text
+        assert capsys.readouterr().out == 'No "val/reward" metric found in history\n'
+
+    async def test_a_config_that_can_t_be_written_is_refused(self, tmp_path: Path) -> None:
+        class Settings(BaseModel):
+            hook: Any = None
+
+        model = trainable(base_path=str(tmp_path), config=Settings(hook=lambda: None))
+        with pytest.raises(ConfigError, match="The model config cannot be serialized to JSON"):
+            await model.register(RecordingBackend())
+        assert model.safe_model_dump()["config"] is None
 
 
 def test_the_best_step() -> None:
@@ -231,7 +249,8 @@ def test_the_best_step() -> None:
 def test_state_is_merged_replaced_and_read_by_another_model(tmp_path: Path) -> None:
     model = trainable(base_path=str(tmp_path))
     assert model.read_state() is None
-    model.overwrite_state({"a": 1, "b": {"c": 2}})
+    model.overwrite_state({"a": 1, "b": {"c": {"d": 2, "e": 3}}})
+    assert model.merge_state({"b": {"c": {"d": 4}}}) == {"a": 1, "b": {"c": {"d": 4, "e": 3}}}
     assert model.merge_state({"b": 3}) == {"a": 1, "b": 3}
     assert trainable(base_path=str(tmp_path)).read_state() == {"a": 1, "b": 3}
     model.overwrite_state({"z": 0})
@@ -280,7 +299,8 @@ async def test_what_the_gateway_adds_arrives_on_the_choice(endpoint: tuple[str, 
         completion = await client.chat.completions.create(
             model=model.get_inference_name(), messages=[{"role": "user", "content": "q"}]
         )
-    assert requests == [{"model": "agent@4", "messages": [{"role": "user", "content": "q"}]}]
+    asked = {"model": "agent@4", "messages": [{"role": "user", "content": "q"}]}
+    assert requests == [{**asked, **EXTRA_BODY}]
     extras = {"prompt_token_ids": [1, 2], "token_ids": [3], "policy_step": 4, "temperature": 0.5}
     assert completion.choices[0].model_extra == extras
 

@@ -1,60 +1,37 @@
-"""`LocalBackend`: engine and trainer on this machine. A thin door: it opens one backend per trainable model."""
+"""A thin door: it opens one backend per trainable model."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 
-from art_core.backend import Backend, BackendSpec, delete_steps, hold, open_backend
+from art_core.backend import Backend, delete_steps, hold, open_backend
+from art_core.client.capture import trained_on
 from art_core.client.config import LocalTrainArgs, lora_config, step_config
-from art_core.client.dev import EngineArgs, InitArgs, InternalModelConfig, TrainerArgs, validate_internal_config
+from art_core.client.dev import InternalModelConfig, validate_internal_config
 from art_core.client.fork import ForkArgs, PullArgs, fork_model, pull_model
-from art_core.client.model import Model, TrainableModel
+from art_core.client.model import Model
 from art_core.client.pin import pinned, pinned_step
 from art_core.client.result import LocalTrainResult
+from art_core.client.trainable import TrainableModel
 from art_core.compose import Choice, compose, compose_store
-from art_core.config import Environment, LoRAConfig, Timeouts
+from art_core.config import Environment, Timeouts
 from art_core.errors import ConfigError, nearest
 from art_core.events import Observers
+from art_core.local.option import FOREIGN, STEP_FIELDS, LocalBackendArgs
+from art_core.local.spec import backend_spec
 from art_core.loop import train_step
 from art_core.model_source import resolve_base_model
 from art_core.plugins import Plugins
-from art_core.protocols.engine import EngineSpec
 from art_core.protocols.store import CheckpointStore
-from art_core.protocols.trainer import TrainerSpec
 from art_core.run import RunDirectory, run_path
-from art_core.selection import EngineSelection, PublisherSelection, StoreSelection, TrainerSelection, is_object
-from art_core.step import StepConfig
+from art_core.selection import is_object
 from art_core.trajectory import TrajectoryGroup
-
-
-class LocalBackendArgs(TypedDict, total=False):
-    """Keywords of `LocalBackend`."""
-
-    in_process: bool
-    """Both values end with the client; a service that outlives it comes later."""
-    path: str | Path | None
-    """Root of all runs; default ``.art``."""
-    engine: EngineSelection
-    """A name, options, an `EnginePart` or an engine; an engine object serves one model."""
-    trainer: TrainerSelection
-    """A name, options, or ``module:callable``."""
-    store: StoreSelection
-    """A name, options, a `StorePart` or a store."""
-    publisher: PublisherSelection
-    """A name, options, a `PublisherPart`, a function of the engine and its capabilities, or a publisher."""
-    observers: Sequence[object]
-    """Objects with `hookimpl` observer methods."""
-    timeouts: Timeouts
-    gpu_cost_per_hour_usd: float | None
-    """What this machine costs; makes `model.log` write ``costs/gpu``. Never guessed."""
-    enable_expert_replay: bool
-    """Accepted, not used: there is no mixture-of-experts trainer yet."""
 
 
 @dataclass
@@ -118,7 +95,7 @@ class LocalBackend:
         config = step_config(options, session.defaults)
         backend = session.backend
         async with backend.lock:
-            outcome = await train_step(backend, list(trajectory_groups), config)
+            outcome = await train_step(backend, trained_on(trajectory_groups, model.name), config)
         keep = options.get("save_checkpoint", True)
         path = str(outcome.policy.stored.directory) if keep else None
         return LocalTrainResult(step=outcome.policy.step, metrics=outcome.metrics, checkpoint_path=path)
@@ -237,7 +214,7 @@ class LocalBackend:
         base = await resolve_base_model(model.base_model, Environment.read().cache)
         run = RunDirectory.create_or_open(self._path, model.project, model.run_name, model.base_model, lora)
         try:
-            spec = _spec(model, config, base, lora, run, self._timeouts)
+            spec = backend_spec(model, config, base, lora, run, self._timeouts)
             return _Session(await open_backend(parts, spec, Observers(self._plugins.manager)), defaults)
         except BaseException:
             run.close()
@@ -259,42 +236,3 @@ class LocalBackend:
             trainer_options=trainer_options,
             foreign_options=FOREIGN,
         )
-
-
-def _spec(
-    model: TrainableModel[Any],
-    config: InternalModelConfig,
-    base: str,
-    lora: LoRAConfig,
-    run: RunDirectory,
-    timeouts: Timeouts,
-) -> BackendSpec:
-    template = config.get("chat_template")
-    return BackendSpec(
-        name=model.name,
-        run=run,
-        engine=EngineSpec(
-            base_model=base,
-            base_name=model.base_model,
-            lora_rank=lora.rank,
-            log_path=run.log_directory / "engine.log",
-            device_ids=_ids(config.get("inference_gpu_ids")),
-            chat_template=template,
-            chat_template_kwargs=config.get("chat_template_kwargs") or {},
-        ),
-        trainer=TrainerSpec(
-            base_model=base, lora=lora, device_ids=_ids(config.get("trainer_gpu_ids")), chat_template=template
-        ),
-        timeouts=timeouts,
-    )
-
-
-STEP_FIELDS = frozenset(field.name for field in fields(StepConfig))
-"""Names of `StepConfig`: given as `trainer_args` they are the run's defaults."""
-
-FOREIGN = frozenset({*EngineArgs.__annotations__, *InitArgs.__annotations__, *TrainerArgs.__annotations__})
-"""Option names that programs write for other engines and trainers: a part that lacks one ignores it, and says so."""
-
-
-def _ids(value: list[int] | None) -> tuple[int, ...] | None:
-    return tuple(value) if value is not None else None

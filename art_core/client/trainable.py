@@ -1,0 +1,120 @@
+"""What a program trains: `TrainableModel`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, Unpack, cast
+
+from pydantic import PrivateAttr
+
+from art_core.client.backend import Backend
+from art_core.client.config import TrainConfig, lora_config
+from art_core.client.dev import InternalModelConfig, OpenAIServerConfig, validate_internal_config
+from art_core.client.keyword import ConfigT, TrainableModelArgs, check_keywords
+from art_core.client.model import Model
+from art_core.client.result import TrainResult
+from art_core.client.spelling import current_spelling
+from art_core.trajectory import TrajectoryGroup
+
+
+class TrainableModel(Model[ConfigT], Generic[ConfigT]):
+    """A model whose adapter is trained.
+
+    Settings that can be refused are refused here, before anything starts.
+    """
+
+    trainable: bool = True
+    base_model: str
+    """Hub name, local directory, or any other source that the backend knows."""
+    lora_config: dict[str, Any] | None = None
+    """The adapter's shape, as given: a `LoRAConfig`."""
+
+    _internal_config: InternalModelConfig | None = PrivateAttr(default=None)
+
+    def __init__(self, **given: Unpack[TrainableModelArgs[ConfigT]]) -> None:
+        values: dict[str, Any] = dict(given)
+        required = ("name", "project", "base_model")
+        check_keywords(type(self).__name__, values, TrainableModelArgs.__annotations__, required)
+        internal, lora = current_spelling(values.pop("_internal_config", None) or {}, values.get("lora_config"))
+        lora_config(lora)
+        validate_internal_config(internal)
+        self._fill({**values, "lora_config": lora})
+        self._internal_config = cast(InternalModelConfig, internal)
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        """As pydantic's, with ``_internal_config``."""
+        return {**super().model_dump(**options), "_internal_config": self._internal_config}
+
+    def _extra_body(self) -> dict[str, Any]:
+        # templates that know `preserve_thinking` keep what the model thought in earlier turns, so that a chat of many
+        # turns stays one sequence; others don't read it
+        own = (self._internal_config or {}).get("chat_template_kwargs", {})
+        kwargs = {"preserve_thinking": True, **own}
+        return {"return_token_ids": True, "return_tokens_as_token_ids": True, "chat_template_kwargs": kwargs}
+
+    async def register(self, backend: Backend, _openai_client_config: OpenAIServerConfig | None = None) -> None:
+        """Start what the model needs; when it returns, the model answers.
+
+        Args:
+            backend: Where it is trained and served.
+            _openai_client_config: Its ``engine_args`` come on top of ``_internal_config["engine_args"]``.
+        """
+        config: dict[str, Any] = dict(self._internal_config or {})
+        if engine_args := (_openai_client_config or {}).get("engine_args"):
+            config["engine_args"] = {**config.get("engine_args", {}), **engine_args}
+        await super().register(backend)
+        self.inference_base_url, self.inference_api_key = await backend._prepare_backend_for_training(
+            self, cast(InternalModelConfig, config)
+        )
+        self._account.start()
+        self._client = None
+        self.inference_model_name = backend._model_inference_name(self)
+
+    async def get_step(self) -> int:
+        """The newest served step."""
+        return await self.backend()._get_step(self)
+
+    async def delete_checkpoints(self, best_checkpoint_metric: str = "val/reward") -> None:
+        """Delete every checkpoint but the newest and the best.
+
+        Args:
+            best_checkpoint_metric: The best step has the highest mean of this metric in ``history.jsonl``, of several
+                the newest; where no line has it, that is printed and only the newest step is kept.
+        """
+        from art_core.client.log import best_step
+
+        keep = {await self.get_step()}
+        best = best_step(self._run().history(), best_checkpoint_metric)
+        if best is None:
+            print(f'No "{best_checkpoint_metric}" metric found in history')
+        else:
+            keep.add(best)
+        await self.backend()._delete_checkpoint_files(self, sorted(keep))
+
+    async def train(
+        self,
+        trajectory_groups: Iterable[TrajectoryGroup],
+        config: TrainConfig | None = None,
+        _config: Mapping[str, Any] | None = None,
+        verbose: bool = False,
+    ) -> TrainResult:
+        """Older form of ``backend.train(model, groups, ...)`` followed by `log`.
+
+        Args:
+            trajectory_groups: What the agent did.
+            config: Options, those that were set.
+            _config: Further keywords of ``backend.train``.
+            verbose: Ignored.
+        """
+        warnings.warn(
+            "model.train() is deprecated; call `result = await backend.train(model, groups, ...)` and then "
+            "`await model.log(groups, 'train', metrics=result.metrics, step=result.step)`",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        groups = list(trajectory_groups)
+        options = {**(config.model_dump(exclude_unset=True) if config else {}), **(_config or {})}
+        result = await self.backend().train(self, groups, **options)
+        await self.log(groups, "train", metrics=result.metrics, step=result.step)
+        return result

@@ -1,0 +1,44 @@
+"""What `LocalBackend` can be given, and whose options a model's configuration holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TypedDict
+
+from art_core.client.dev import EngineArgs, InitArgs, TrainerArgs
+from art_core.config import Timeouts
+from art_core.selection import EngineSelection, PublisherSelection, StoreSelection, TrainerSelection
+from art_core.step import StepConfig
+
+
+class LocalBackendArgs(TypedDict, total=False):
+    """Keywords of `LocalBackend`."""
+
+    in_process: bool
+    """Both values end with the client; a service that outlives it comes later."""
+    path: str | Path | None
+    """Root of all runs; default ``.art``."""
+    engine: EngineSelection
+    """A name, options, an `EnginePart` or an engine; an engine object serves one model."""
+    trainer: TrainerSelection
+    """A name, options, or ``module:callable``."""
+    store: StoreSelection
+    """A name, options, a `StorePart` or a store."""
+    publisher: PublisherSelection
+    """A name, options, a `PublisherPart`, a function of the engine and its capabilities, or a publisher."""
+    observers: Sequence[object]
+    """Objects with `hookimpl` observer methods."""
+    timeouts: Timeouts
+    gpu_cost_per_hour_usd: float | None
+    """What this machine costs; makes `model.log` write ``costs/gpu``. Never guessed."""
+    enable_expert_replay: bool
+    """Accepted, not used: there is no mixture-of-experts trainer yet."""
+
+
+STEP_FIELDS = frozenset(field.name for field in fields(StepConfig))
+"""Names of `StepConfig`: given as `trainer_args` they are the run's defaults."""
+
+FOREIGN = frozenset({*EngineArgs.__annotations__, *InitArgs.__annotations__, *TrainerArgs.__annotations__})
+"""Option names that programs write for other engines and trainers: a part that lacks one ignores it, and says so."""
