@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from art_core.capability import Capabilities
-from art_core.config import Environment, PartOptions, Timeouts
-from art_core.part import EnginePart, PublisherPart, StorePart, TrainerPart, require_contract
+from art_core.config import Environment, HostedOptions, PartOptions, Timeouts
+from art_core.environment import interpreter
+from art_core.part import EnginePart, Part, PublisherPart, StorePart, TrainerPart, require_contract
 from art_core.plugins import Kind, Plugins
 from art_core.protocols.engine import InferenceEngine
 from art_core.protocols.publisher import Publisher
 from art_core.protocols.store import CheckpointStore
 from art_core.selection import (
-    CallableOptions,
     EngineSelection,
     PublisherSelection,
     Selected,
@@ -73,15 +74,16 @@ def compose(choice: Choice, plugins: Plugins, log_directory: Path, timeouts: Tim
     """
     environment = Environment.read()
     chosen: Mapping[Kind, Selected] = {
-        "engine": select(plugins, "engine", choice.engine, environment),
-        "trainer": select(plugins, "trainer", choice.trainer, environment),
+        "engine": select(plugins, "engine", choice.engine, environment, choice.engine_options, choice.foreign_options),
+        "trainer": select(
+            plugins, "trainer", choice.trainer, environment, choice.trainer_options, choice.foreign_options
+        ),
         "store": select(plugins, "store", choice.store, environment),
         "publisher": select(plugins, "publisher", choice.publisher, environment),
     }
-    engine, trainer = cast(EnginePart, chosen["engine"].part), cast(TrainerPart, chosen["trainer"].part)
-    made = engine.create(_merge(chosen["engine"], choice.engine_options, choice.foreign_options))
+    engine = cast(EnginePart, chosen["engine"].part)
+    made = engine.create(chosen["engine"].options)
     require_contract(made, InferenceEngine, f"what engine {engine.name!r} creates")
-    values = _merge(chosen["trainer"], choice.trainer_options, choice.foreign_options).model_dump()
     publisher_part = cast(PublisherPart, chosen["publisher"].part)
     publisher = publisher_part.create(chosen["publisher"].options, made, engine.capabilities)
     require_contract(publisher, Publisher, f"what publisher {publisher_part.name!r} creates")
@@ -89,8 +91,8 @@ def compose(choice: Choice, plugins: Plugins, log_directory: Path, timeouts: Tim
         engine=made,
         engine_name=engine.name,
         engine_capabilities=engine.capabilities,
-        trainer=TrainerWorker(trainer.name, values, log_directory / "trainer.log", timeouts, trainer.environment),
-        trainer_name=trainer.name,
+        trainer=_worker(chosen["trainer"], log_directory / "trainer.log", timeouts, environment.cache),
+        trainer_name=chosen["trainer"].part.name,
         store=_store(chosen["store"]),
         publisher=publisher,
     )
@@ -111,6 +113,28 @@ def compose_store(selection: StoreSelection, plugins: Plugins) -> CheckpointStor
     return _store(select(plugins, "store", selection, Environment.read()))
 
 
+def interpreter_of(part: Part, options: PartOptions, cache: Path) -> str:
+    """The interpreter that a part's process is launched with: the one its options name, else where its library is.
+
+    Args:
+        part: The part.
+        options: What it is made with.
+        cache: Where managed environments are kept.
+
+    Raises:
+        PluginUnusableError: Its library is not here, and there is no environment for it.
+    """
+    if isinstance(options, HostedOptions) and options.python is not None:
+        return options.python
+    return interpreter(part.environment, cache) if part.environment else sys.executable
+
+
+def _worker(chosen: Selected, log_path: Path, timeouts: Timeouts, cache: Path) -> TrainerWorker:
+    part, values = cast(TrainerPart, chosen.part), chosen.options.model_dump(exclude={"python"})
+    python = interpreter_of(part, chosen.options, cache)
+    return TrainerWorker(part.name, values, log_path, timeouts, part.variables, python)
+
+
 def _store(chosen: Selected) -> CheckpointStore:
     part = cast(StorePart, chosen.part)
     made = part.create(chosen.options)
@@ -124,14 +148,3 @@ def _say(plugins: Plugins, chosen: Mapping[Kind, Selected]) -> None:
     if line != plugins.chosen:
         _log.info("%s", line)
     plugins.chosen = line
-
-
-def _merge(chosen: Selected, values: Mapping[str, Any], foreign: Collection[str]) -> PartOptions:
-    options, part = chosen.part.options, chosen.part
-    if options is CallableOptions:
-        return options.parse(dict(values))
-    ignored = {key for key in values if key not in options.model_fields and key in foreign}
-    for key in sorted(ignored):
-        _log.warning("%r has no option %r; ignored", part.name, key)
-    known = {key: value for key, value in values.items() if key not in ignored}
-    return options.parse({**chosen.options.model_dump(exclude_unset=True), **known})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from art_core.errors import ConfigError, nearest
 
@@ -26,7 +27,7 @@ class Environment:
     publisher: str | None = None
     """``ART_PUBLISHER``: name of the publisher where the caller names none."""
     cache: Path = Path("~/.cache/art")
-    """``ART_CACHE``: where converted models live."""
+    """``ART_CACHE``: where converted models and managed environments live."""
     cuda_visible_devices: str | None = None
     """``CUDA_VISIBLE_DEVICES``: the GPUs that a process may use; shown by ``art doctor`` and never changed."""
     debug: bool = False
@@ -145,6 +146,24 @@ class PartOptions(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ConfigError(f"{cls.part!r} option {where!r} is {first['input']!r}: {first['msg']}") from error
+
+
+class HostedOptions(PartOptions):
+    """Options of a part that runs in a process of its own, whose interpreter may be another one."""
+
+    python: str | None = None
+    """Interpreter to run it in, a path or a command; None: this one where its library fits, else its managed
+    environment (``art env``)."""
+
+    @field_validator("python")
+    @classmethod
+    def _executable(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        found = shutil.which(Path(value).expanduser())
+        if found is None:
+            raise ValueError("there is no such command; give the path of an interpreter")
+        return str(Path(found).absolute())
 
 
 @dataclass(frozen=True)

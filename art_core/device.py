@@ -15,6 +15,7 @@ from pathlib import Path
 from art_core.config import Timeouts
 
 _DRIVER = Path("/proc/driver/nvidia/gpus")
+_NODE = Path("/dev/nvidia0")
 _CGROUP = Path("/sys/fs/cgroup")
 _QUERY = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
 
@@ -86,6 +87,11 @@ def gpus(timeout_s: float = Timeouts.device_query_s) -> tuple[list[Gpu], str | N
         said = " ".join((done.stdout or done.stderr).split())
         return _gpus_of_the_driver(), f"nvidia-smi ended with {done.returncode}: {said}; look at the driver (dmesg)"
     return found, None
+
+
+def driver_is_loaded() -> bool:
+    """Whether a CUDA driver shows a GPU. A look at files: no command is run, so it says nothing of the GPU's health."""
+    return _NODE.exists() or bool(_gpus_of_the_driver())
 
 
 def _gpus_of_the_driver() -> list[Gpu]:

@@ -8,6 +8,7 @@
     │ ├ PluginConflictError
     │ ├ PluginContractError (TypeError)
     │ ├ PluginUnusableError
+    │ ├ EnvironmentBuildError
     │ └ CapabilityError
     ├ DataError (ValueError)
     │ ├ TrajectoryError
@@ -86,6 +87,10 @@ class PluginContractError(PluginError, TypeError):
 
 class PluginUnusableError(PluginError):
     """A part is installed and can't work on this machine, for the reason that it gives itself."""
+
+
+class EnvironmentBuildError(PluginError):
+    """A managed environment can't be built, or what enters it does not fit."""
 
 
 class CapabilityError(PluginError):

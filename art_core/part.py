@@ -10,6 +10,7 @@ from typing import Any
 
 from art_core.capability import Capabilities
 from art_core.config import PartOptions
+from art_core.environment import EnvironmentSpec
 from art_core.errors import PluginContractError
 from art_core.protocols import CONTRACT_VERSION
 from art_core.protocols.engine import InferenceEngine
@@ -53,6 +54,10 @@ class Part:
 
     Called whenever plugins are listed or the part is chosen: milliseconds, no heavy import, no process left behind.
     """
+    environment: EnvironmentSpec | None = None
+    """What its library needs where it may live in an interpreter of its own (``art env create``); None: it runs in this
+    one. Core asks it after `usable`, which says nothing of the library then; a trainer's process is launched in it, an
+    engine asks `art_core.environment.interpreter` itself."""
     contract_version: int = CONTRACT_VERSION
 
 
@@ -70,7 +75,7 @@ class TrainerPart(Part):
 
     create: Callable[[Any], Trainer]
     """Options to trainer."""
-    environment: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
     """Variables that its process is launched with: some libraries read theirs before any code of the plugin runs."""
 
 

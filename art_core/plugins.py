@@ -15,6 +15,8 @@ from typing import Literal
 import pluggy
 
 from art_core import hookspecs
+from art_core.config import Environment, HostedOptions, PartOptions
+from art_core.environment import missing
 from art_core.errors import (
     PluginConflictError,
     PluginContractError,
@@ -120,13 +122,20 @@ class Plugins:
             self._candidates[kind] = [Candidate(part, self.unusable(part)) for part in ranked]
         return self._candidates[kind]
 
-    def unusable(self, part: Part) -> str | None:
+    def unusable(self, part: Part, options: PartOptions | None = None) -> str | None:
         """Why a part can't work here, in its own words; None where it can.
 
         A check that fails, or answers with something else than its contract says, is a reason too.
+
+        Args:
+            part: The part.
+            options: What it would be made with; one that names an interpreter needs no managed environment.
         """
+        named = isinstance(options, HostedOptions) and options.python is not None
         try:
             reason: object = part.usable()
+            if reason is None and part.environment is not None and not named:
+                reason = missing(part.environment, Environment.read().cache)
         except Exception as error:  # noqa: BLE001 - foreign code; its failure is the answer
             _log.debug("the check of part %r failed", part.name, exc_info=error)
             return f"its check failed: {type(error).__name__}: {error}; tell the authors of the plugin"
@@ -221,6 +230,7 @@ def check_part(part: object, kind: Kind, name: str) -> None:
     for what, seen, allowed in (
         ("name", part.name, name),
         ("options.part", part.options.part, name),
+        ("environment.name", part.environment.name if part.environment else name, name),
         ("contract_version", part.contract_version, CONTRACT_VERSION),
     ):
         if seen != allowed:

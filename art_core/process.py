@@ -185,14 +185,14 @@ class Child:
     def _signal(self, number: signal.Signals) -> None:
         with self._group:
             if self.alive:
-                _kill_group(self.pid, number)
+                kill_group(self.pid, number)
 
     def _await_exit(self, lifeline_fd: int) -> None:
         status = self._popen.wait()
         with self._group:
             # Grandchildren keep the group's number taken; an empty group's could only be another's if every
             # process id had been handed out since the line above.
-            _kill_group(self.pid, signal.SIGKILL)
+            kill_group(self.pid, signal.SIGKILL)
             close_private(lifeline_fd)
             self._status.set_result(status)
 
@@ -206,7 +206,8 @@ def describe_exit(status: int) -> str:
     return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
 
 
-def _kill_group(group: int, number: signal.Signals) -> None:
+def kill_group(group: int, number: signal.Signals) -> None:
+    """Send a signal to every process of a group; one that has ended already is no error."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:

@@ -6,16 +6,17 @@ An object that the caller made is turned into a part too, so that nothing after 
 from __future__ import annotations
 
 import inspect
+import logging
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict
 
 from art_core.capability import Capabilities
-from art_core.config import Environment, PartOptions
+from art_core.config import Environment, HostedOptions, PartOptions
 from art_core.errors import PluginContractError, PluginNotFoundError, PluginUnusableError
 from art_core.part import (
     EnginePart,
@@ -49,6 +50,7 @@ _HOW_TO_HOST = (
     "a trainer lives in a process of its own: give 'module:callable', which is called there with the trainer's options "
     "as a mapping and returns the trainer, or register it by a plugin (art_register_trainers)"
 )
+_log = logging.getLogger("art.selection")
 _CALLABLE = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
 
 
@@ -58,7 +60,7 @@ class OwnOptions(PartOptions):
     part: ClassVar[str] = "an object of your own"
 
 
-class CallableOptions(PartOptions):
+class CallableOptions(HostedOptions):
     """Options of a trainer named ``module:callable``: whatever is given, as it is; the callable must judge them."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -76,20 +78,31 @@ class Selected:
 
     part: Part
     options: PartOptions
+    """What it is to be made with."""
     reason: str
     """For example ``"named by ART_ENGINE"``."""
 
 
-def select(plugins: Plugins, kind: Kind, selection: Selection, environment: Environment) -> Selected:
-    """Decide which part a run gets.
+def select(
+    plugins: Plugins,
+    kind: Kind,
+    selection: Selection,
+    environment: Environment,
+    values: Mapping[str, Any] | None = None,
+    foreign: Collection[str] = (),
+) -> Selected:
+    """Decide which part a run gets, and with which options.
 
     Args:
         plugins: Where named parts are found.
         kind: Which kind of part.
         selection: What the caller chose.
         environment: What environment variables say, for where the caller chose nothing.
+        values: Option values on top of the selection's.
+        foreign: Option names of other parts: ignored with a warning where the part lacks them.
 
     Raises:
+        ConfigError: An option is unknown or out of range.
         PluginNotFoundError: The name is not installed, or nothing of that kind is.
         PluginUnusableError: The part can't work on this machine.
         PluginError: It can't be loaded, or breaks its contract.
@@ -101,15 +114,17 @@ def select(plugins: Plugins, kind: Kind, selection: Selection, environment: Envi
         "publisher": environment.publisher,
     }
     if selection is None or selection == "":
-        selected = _unnamed(plugins, kind, variables[kind])
+        selected = _unnamed(plugins, kind, variables[kind], values)
     elif isinstance(selection, str):
-        selected = _named(plugins, kind, selection, f"named by the option {kind}")
+        selected = _named(plugins, kind, selection, f"named by the option {kind}", values)
     elif isinstance(selection, PartOptions):
         selected = Selected(plugins.part(kind, selection.part), selection, f"named by the option {kind}")
     else:
         part = _own_part(plugins, kind, selection) if isinstance(selection, Part) else _part_of(kind, selection)
         selected = Selected(part, part.options(), f"given by the option {kind}")
-    if reason := plugins.unusable(selected.part):
+    if values is not None:
+        selected = replace(selected, options=_merge(selected, values, foreign))
+    if reason := plugins.unusable(selected.part, selected.options):
         raise PluginUnusableError(f"{kind} {selected.part.name!r} ({selected.reason}) can't work here: {reason}")
     return selected
 
@@ -119,11 +134,22 @@ def is_object(selection: Selection) -> bool:
     return not isinstance(selection, str | PartOptions | Part | None)
 
 
-def _unnamed(plugins: Plugins, kind: Kind, named: str | None) -> Selected:
+def _merge(chosen: Selected, values: Mapping[str, Any], foreign: Collection[str]) -> PartOptions:
+    options = chosen.part.options
+    if options is CallableOptions:
+        return options.parse(dict(values))
+    ignored = {key for key in values if key not in options.model_fields and key in foreign}
+    for key in sorted(ignored):
+        _log.warning("%r has no option %r; ignored", chosen.part.name, key)
+    known = {key: value for key, value in values.items() if key not in ignored}
+    return options.parse({**chosen.options.model_dump(exclude_unset=True), **known})
+
+
+def _unnamed(plugins: Plugins, kind: Kind, named: str | None, values: Mapping[str, Any] | None) -> Selected:
     if named:
-        return _named(plugins, kind, named, f"named by ART_{kind.upper()}")
+        return _named(plugins, kind, named, f"named by ART_{kind.upper()}", values)
     if kind in PRESET:
-        return _named(plugins, kind, PRESET[kind], "preset")
+        return _named(plugins, kind, PRESET[kind], "preset", values)
     part = plugins.best(kind)
     others = [each for each in plugins.candidates(kind) if each.part != part]
     beaten = [f"{each.part.name!r} ({each.part.priority})" for each in others if each.unusable is None]
@@ -134,18 +160,18 @@ def _unnamed(plugins: Plugins, kind: Kind, named: str | None) -> Selected:
     return Selected(part, part.options(), "; ".join([f"automatic, {reason}", *unusable]))
 
 
-def _named(plugins: Plugins, kind: Kind, name: str, reason: str) -> Selected:
+def _named(plugins: Plugins, kind: Kind, name: str, reason: str, values: Mapping[str, Any] | None) -> Selected:
     if kind == "trainer" and ":" in name:
-        return Selected(_callable_trainer(name), CallableOptions(), reason)
+        return Selected(_callable_trainer(name, elsewhere="python" in (values or {})), CallableOptions(), reason)
     part = plugins.part(kind, name)
     return Selected(part, part.options(), reason)
 
 
-def _callable_trainer(name: str) -> TrainerPart:
+def _callable_trainer(name: str, elsewhere: bool) -> TrainerPart:
     if not _CALLABLE.fullmatch(name):
         raise PluginContractError(f"trainer {name!r} is no 'module:callable', e.g. 'my_package.trainer:make_trainer'")
     top = name.partition(":")[0].partition(".")[0]
-    if find_spec(top) is None:
+    if not elsewhere and find_spec(top) is None:
         raise PluginNotFoundError(
             f"trainer {name!r}: there is no module {top!r}; install it, or put its directory on PYTHONPATH"
         )

@@ -48,7 +48,7 @@ class TrainerWorker:
         options: The trainer's options.
         log_path: File that the child's output is appended to.
         timeouts: How long each call may take.
-        environment: Variables to launch the child with.
+        variables: Variables to launch the child with.
         python: Interpreter to run the child with; it must have the same art-core.
     """
 
@@ -58,11 +58,11 @@ class TrainerWorker:
         options: Mapping[str, Any],
         log_path: Path,
         timeouts: Timeouts,
-        environment: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
         python: str = sys.executable,
     ) -> None:
         self._part = part
-        self._environment = environment or {}
+        self._variables = variables or {}
         self._options = options
         self._log_path = log_path
         self._timeouts = timeouts
@@ -128,7 +128,7 @@ class TrainerWorker:
         directory = Path(tempfile.mkdtemp(prefix="art-"))  # mode 0700: only this user can reach the socket
         command = [self._python, "-P", "-m", "art_core.worker_server", self._part, str(directory / _SOCKET)]
         try:
-            child = await Child.launch(command, log_path=self._log_path, env=self._environment)
+            child = await Child.launch(command, log_path=self._log_path, env=self._variables)
         except ProcessError as error:
             shutil.rmtree(directory)
             raise TrainerStartError(f"trainer {self._part!r}: {error}") from error

@@ -102,8 +102,10 @@ def section(distribution: str, kind: Kind, part: Part) -> str:
 
 
 def option_rows(cls: type[PartOptions]) -> Iterator[tuple[str, ...]]:
-    """A row for each option of a part."""
-    sentences, types = docstrings(cls), written_types(cls)
+    """A row for each option of a part, those that it inherits included."""
+    classes = [each for each in reversed(cls.__mro__) if issubclass(each, PartOptions) and each is not PartOptions]
+    sentences = {name: text for each in classes for name, text in docstrings(each).items()}
+    types = {name: text for each in classes for name, text in written_types(each).items()}
     for name, field in cls.model_fields.items():
         limits = [
             f"{sign} {getattr(each, word)}" for each in field.metadata for word, sign in SIGNS if word in dir(each)

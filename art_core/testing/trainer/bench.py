@@ -11,7 +11,8 @@ import pytest_asyncio
 
 from art_core.batch import TrainBatch
 from art_core.checkpoint import ADAPTER, OPTIMIZER
-from art_core.config import LoRAConfig, PartOptions, Timeouts
+from art_core.compose import interpreter_of
+from art_core.config import Environment, LoRAConfig, PartOptions, Timeouts
 from art_core.part import TrainerPart
 from art_core.protocols.trainer import TrainerInfo, TrainerSpec
 from art_core.step import StepConfig
@@ -117,7 +118,9 @@ class TrainerCase:
         """The class's one trainer."""
         root = tmp_path_factory.mktemp("trainer-conformance")
         log_path = root / "logs" / "trainer.log"
-        worker = TrainerWorker(factory, options.model_dump(), log_path, Timeouts(), part.environment)
+        values = options.model_dump(exclude={"python"})
+        python = interpreter_of(part, options, Environment.read().cache)
+        worker = TrainerWorker(factory, values, log_path, Timeouts(), part.variables, python)
         yield TrainerBench(part, worker, base_model, root)
         await worker.stop()
 

@@ -29,7 +29,7 @@ from art_core.errors import (
 )
 from art_core.process import Child, ProcessError
 from art_core.protocols.engine import Endpoint, EngineHealth, EngineSpec, LoadedAdapter
-from art_torch.options import ENVIRONMENT, TorchEngineOptions
+from art_torch.options import VARIABLES, TorchEngineOptions
 
 _INFO = TypeAdapter(ModelInfo)
 
@@ -119,7 +119,7 @@ class TorchEngine:
                 child = await Child.launch(
                     [sys.executable, "-P", "-m", "art_torch.serve.server", *map(str, fds)],
                     log_path=spec.log_path,
-                    env=ENVIRONMENT,
+                    env=VARIABLES,
                     pass_fds=fds,
                 )
             except ProcessError as error:

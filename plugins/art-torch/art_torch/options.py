@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from art_core.config import PartOptions
+from art_core.config import HostedOptions, PartOptions
 
-ENVIRONMENT = {
+VARIABLES = {
     # Threads of a parallel region spin a few microseconds, then sleep: engine and trainer share the cores.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "2000",
@@ -37,7 +37,7 @@ class TorchEngineOptions(PartOptions):
     """Torch threads on a CPU; None: torch's choice."""
 
 
-class TorchTrainerOptions(PartOptions):
+class TorchTrainerOptions(HostedOptions):
     """How the torch trainer runs."""
 
     part: ClassVar[str] = "torch"

@@ -9,7 +9,7 @@ from art_core.hookspecs import hookimpl
 from art_core.part import EnginePart, TrainerPart, missing_modules
 from art_core.protocols.engine import InferenceEngine
 from art_core.protocols.trainer import Trainer
-from art_torch.options import ENVIRONMENT, TorchEngineOptions, TorchTrainerOptions
+from art_torch.options import VARIABLES, TorchEngineOptions, TorchTrainerOptions
 
 
 @hookimpl
@@ -43,7 +43,7 @@ def art_register_trainers(register: Callable[[TrainerPart], None]) -> None:
             capabilities=Capabilities({Capability.OPTIMIZER_STATE: FULL}),
             priority=10,
             usable=_usable,
-            environment=ENVIRONMENT,
+            variables=VARIABLES,
             create=_trainer,
         )
     )

@@ -1,0 +1,11 @@
+"""Interpreters of their own for parts whose libraries pin what others pin differently.
+
+A plugin ships pinned sets and says what its library is (`EnvironmentSpec`, as `Part.environment`). `art env create`
+builds a virtual environment from one, once; `interpreter` says where the library runs, and `missing` why it can't.
+"""
+
+from art_core.environment.build import create
+from art_core.environment.choice import interpreter, missing
+from art_core.environment.spec import EnvironmentSpec
+
+__all__ = ["EnvironmentSpec", "create", "interpreter", "missing"]
