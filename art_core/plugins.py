@@ -16,7 +16,7 @@ import pluggy
 
 from art_core import hookspecs
 from art_core.config import Environment, HostedOptions, PartOptions
-from art_core.environment import missing
+from art_core.environment import EnvironmentSpec, missing
 from art_core.errors import (
     PluginConflictError,
     PluginContractError,
@@ -149,6 +149,18 @@ class Plugins:
             installed = sorted(_installed(), key=lambda entry: (entry.name, _distribution(entry)))
             self._reports = [self._report(entry) for entry in installed]
         return self._reports
+
+    def environments(self) -> dict[str, EnvironmentSpec]:
+        """What the installed parts need in interpreters of their own, by name.
+
+        Raises:
+            PluginContractError: Two parts of a plugin say different things of one environment.
+        """
+        found: dict[str, EnvironmentSpec] = {}
+        for part in (part for report in self.report() for part in report.parts):
+            if part.environment is not None and found.setdefault(part.name, part.environment) != part.environment:
+                raise PluginContractError(f"the parts of plugin {part.name!r} declare different environments")
+        return found
 
     def _report(self, entry: EntryPoint) -> PluginReport:
         error = None

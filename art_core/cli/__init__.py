@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from art_core.cli import checkpoint, plugin
+from art_core.cli import checkpoint, environment, plugin
 from art_core.cli.doctor import doctor
 from art_core.config import Environment
 from art_core.errors import ArtError, ConfigError, PluginError
@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(plugin.app, name="plugins")
+app.add_typer(environment.app, name="env")
 app.add_typer(checkpoint.app, name="checkpoints")
 
 

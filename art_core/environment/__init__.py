@@ -6,6 +6,16 @@ builds a virtual environment from one, once; `interpreter` says where the librar
 
 from art_core.environment.build import create
 from art_core.environment.choice import interpreter, missing
+from art_core.environment.inventory import EnvironmentState, check, list_environments, remove
 from art_core.environment.spec import EnvironmentSpec
 
-__all__ = ["EnvironmentSpec", "create", "interpreter", "missing"]
+__all__ = [
+    "EnvironmentSpec",
+    "EnvironmentState",
+    "check",
+    "create",
+    "interpreter",
+    "list_environments",
+    "missing",
+    "remove",
+]

@@ -21,10 +21,10 @@ from packaging.utils import canonicalize_name
 
 from art_core.environment.built import BuiltEnvironment, Place, place
 from art_core.environment.choice import best_device
-from art_core.environment.own import applies, own_distribution, packages, unmet, with_own
+from art_core.environment.own import own_distribution, packages, unmet, with_own
 from art_core.environment.pip import advice, install
 from art_core.environment.python import Python, describe_python
-from art_core.environment.spec import EnvironmentSpec, PinnedSet, misfit, pinned_set
+from art_core.environment.spec import EnvironmentSpec, PinnedSet, differences, misfit, pinned_set
 from art_core.errors import ConfigError, EnvironmentBuildError, PluginContractError, nearest
 
 Report = Callable[[str], None]
@@ -159,12 +159,14 @@ def _build(plan: _Plan, report: Report) -> None:
     report(f"building {where.directory} with {plan.python.executable} (Python {plan.python.version})")
     try:
         install(where, plan.python.executable, plan.pinned, report)
-        site = next(where.directory.glob("lib/python*/site-packages"))
-        library = _verify(plan, site)
+        library = _verify(plan, next(where.directory.glob("lib/python*/site-packages")))
         size_bytes = sum(each.lstat().st_size for each in where.directory.rglob("*"))
         os.sync()  # the files before the word that they are whole
-    except OSError as error:
-        raise EnvironmentBuildError(f"{where.directory} can't be built: {error}; {advice(str(error))}") from error
+    except BaseException as error:
+        shutil.rmtree(where.directory, ignore_errors=True)  # what pip downloaded stays in its cache
+        if isinstance(error, OSError):
+            raise EnvironmentBuildError(f"{where.directory} can't be built: {error}; {advice(str(error))}") from error
+        raise
     built = BuiltEnvironment(
         name=plan.spec.name,
         device=plan.device,
@@ -183,14 +185,7 @@ def _build(plan: _Plan, report: Report) -> None:
 def _verify(plan: _Plan, site: Path) -> dict[str, str]:
     """The library's versions in a new environment, which must hold what its set pins."""
     installed = packages(site)
-    pins = [each for each in plan.pinned.requirements if applies(each, plan.python.version)]
-    seen = [installed.get(canonicalize_name(each.name)) for each in pins]
-    wrong = [
-        f"{each} (installed: {version or 'none'})"
-        for each, version in zip(pins, seen, strict=True)
-        if version is None or not each.specifier.contains(version, prereleases=True)
-    ]
-    if wrong:
+    if wrong := differences(plan.pinned, installed, plan.python.version):
         raise EnvironmentBuildError(
             f"pip ended well and did not install {', '.join(wrong)}; look at {plan.place.log} and at `pip config list`"
         )

@@ -91,6 +91,10 @@ class Place:
         """Say that it is whole: the last thing that its builder does."""
         replace(self.directory / _READY, TypeAdapter(BuiltEnvironment).dump_json(built, indent=1))
 
+    def unfinish(self) -> None:
+        """Say that it is not whole any more: the first thing before it is deleted."""
+        (self.directory / _READY).unlink(missing_ok=True)
+
 
 def root(cache: Path) -> Path:
     """Where a cache keeps its environments."""

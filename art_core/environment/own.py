@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from art_core.environment.built import Place
+from art_core.environment.spec import applies
 from art_core.errors import EnvironmentBuildError
 
 
@@ -91,12 +92,6 @@ def unmet(own: Sequence[OwnDistribution], installed: Mapping[str, str], python: 
                 wanted = f"{requirement.name}{requirement.specifier}"
                 problems.append(f"{each.name} needs {wanted}; the set has {seen or 'none'}")
     return problems
-
-
-def applies(requirement: Requirement, python: str) -> bool:
-    """Whether a requirement holds for a version of Python on this machine."""
-    versions = {"python_version": ".".join(python.split(".")[:2]), "python_full_version": python}
-    return requirement.marker is None or requirement.marker.evaluate(versions)
 
 
 def packages(site: Path) -> dict[str, str]:

@@ -57,6 +57,32 @@ class PinnedSet:
         return sorted(str(each) for each in self.requirements)
 
 
+def applies(requirement: Requirement, python: str) -> bool:
+    """Whether a requirement holds for a version of Python on this machine."""
+    versions = {"python_version": ".".join(python.split(".")[:2]), "python_full_version": python}
+    return requirement.marker is None or requirement.marker.evaluate(versions)
+
+
+def differences(pinned: PinnedSet, installed: Mapping[str, str], python: str) -> list[str]:
+    """What packages lack of a pinned set, or hold in other versions.
+
+    Args:
+        pinned: The set.
+        installed: Canonical name to version.
+        python: Version of Python, e.g. ``"3.11.7"``.
+
+    Returns:
+        For example ``["numpy==2.4.6 (installed: none)"]``.
+    """
+    pins = [each for each in pinned.requirements if applies(each, python)]
+    seen = [(each, installed.get(canonicalize_name(each.name))) for each in pins]
+    return [
+        f"{each} (installed: {version or 'none'})"
+        for each, version in seen
+        if version is None or not each.specifier.contains(version, prereleases=True)
+    ]
+
+
 def pinned_set(spec: EnvironmentSpec, device: str) -> PinnedSet:
     """Read a pinned set.
 
