@@ -51,6 +51,8 @@ Tools: TypeAlias = list[Tool]
 class Record(BaseModel):
     """Dumps without defaults, so that an empty list or a reward of 0.0 does not stand on the wire."""
 
+    model_config = ConfigDict(ser_json_inf_nan="strings")  # else NaN would be written as null, which is no reward
+
     def model_dump(self, **options: Any) -> dict[str, Any]:
         """As pydantic's, defaults dropped unless ``exclude_defaults=False`` is given."""
         return super().model_dump(**{"exclude_defaults": True, **options})

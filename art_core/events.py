@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pluggy
 
+from art_core.errors import PluginContractError
+from art_core.plugins import Plugins
 from art_core.policy import PublishedPolicy
+from art_core.run import LogRecord
 
 _log = logging.getLogger("art.events")
 
@@ -17,11 +20,11 @@ class Observers:
     """Calls the observer hooks of every registered plugin, each on its own.
 
     Args:
-        manager: The plugin manager whose observers are told.
+        *managers: The plugin managers whose observers are told.
     """
 
-    def __init__(self, manager: pluggy.PluginManager) -> None:
-        self._manager = manager
+    def __init__(self, *managers: pluggy.PluginManager) -> None:
+        self._managers = managers
         self.errors = 0
         """How often an observer has raised."""
 
@@ -37,16 +40,43 @@ class Observers:
         """An edge of the GPU's hand-over was passed."""
         self._tell("art_on_swap", run=run, edge=edge, seconds=seconds)
 
+    def log(self, record: LogRecord) -> None:
+        """`model.log` has written."""
+        self._tell("art_on_log", run=record.run_path.name, record=record)
+
     def close(self, run: str) -> None:
         """A run's backend has ended."""
         self._tell("art_on_close", run=run)
 
     def _tell(self, name: str, **arguments: Any) -> None:
         # One by one, not through the hook call: pluggy stops at the first observer that raises.
-        hook: pluggy.HookCaller = self._manager.hook.__dict__[name]
-        for implementation in reversed(hook.get_hookimpls()):
+        hooks: list[pluggy.HookCaller] = [manager.hook.__dict__[name] for manager in self._managers]
+        for implementation in [each for hook in hooks for each in reversed(hook.get_hookimpls())]:
             try:
                 implementation.function(*(arguments[key] for key in implementation.argnames))
             except Exception:  # noqa: BLE001 - an observer is foreign code
                 self.errors += 1
                 _log.exception("observer %s of plugin %r failed", name, implementation.plugin_name)
+
+
+def observe(plugins: Plugins, observers: Iterable[object]) -> None:
+    """Register observers: objects with `hookimpl` methods, or names of plugins that observe.
+
+    Args:
+        plugins: Where they are registered.
+        observers: One that is registered already is told once.
+
+    Raises:
+        PluginNotFoundError: A name is not installed, or its plugin observes nothing.
+        PluginContractError: An observer takes arguments that its hook does not offer.
+    """
+    manager = plugins.manager
+    for observer in observers:
+        if isinstance(observer, str):
+            plugins.load_observer(observer)
+        elif not manager.is_registered(observer):
+            try:
+                manager.register(observer)
+                manager.check_pending()
+            except pluggy.PluginValidationError as error:
+                raise PluginContractError(f"observer {observer!r}: {error}") from error

@@ -21,6 +21,7 @@ import pluggy
 if TYPE_CHECKING:
     from art_core.part import EnginePart, PublisherPart, StorePart, TrainerPart
     from art_core.policy import PublishedPolicy
+    from art_core.run import LogRecord
 
 PROJECT = "art_core"
 
@@ -94,6 +95,16 @@ def art_on_swap(run: str, edge: str, seconds: float) -> None:
         run: The run's name.
         edge: Name of the edge, e.g. ``"engine asleep"``.
         seconds: Its duration. Return value: ignored. Since 0.1.
+    """
+
+
+@hookspec
+def art_on_log(run: str, record: LogRecord) -> None:
+    """Observe what `model.log` has written. Called in a thread of its own, so it may take its time.
+
+    Args:
+        run: The run's name.
+        record: The metrics, and where the trajectories stand. Return value: ignored. Since 0.1.
     """
 
 

@@ -31,6 +31,8 @@ from art_core.part import EnginePart, Part, PublisherPart, StorePart, TrainerPar
 from art_core.protocols import CONTRACT_VERSION
 
 GROUP = "art_core"
+OBSERVERS = "art_on_"
+"""How the name of every hook that observes begins."""
 Kind = Literal["engine", "trainer", "store", "publisher"]
 KINDS: Mapping[Kind, type[Part]] = {
     "engine": EnginePart,
@@ -114,6 +116,20 @@ class Plugins:
             f"another: pip install art-<name>"
         )
 
+    def load_observer(self, name: str) -> None:
+        """Load the plugin of that name so that its observer hooks are called.
+
+        Raises:
+            PluginNotFoundError: Not installed, or it has no observer hook; the nearest name is suggested.
+            PluginConflictError: Two distributions offer the name.
+            PluginLoadError: Its module can't be imported.
+            PluginContractError: What it registers breaks the contract.
+        """
+        self._load("observer", name)
+        hooks = self.manager.get_hookcallers(self.manager.get_plugin(name)) or []
+        if not any(hook.name.startswith(OBSERVERS) for hook in hooks):
+            raise PluginNotFoundError(f"{name!r} is installed but observes nothing; it has no {OBSERVERS}... hook")
+
     def candidates(self, kind: Kind) -> list[Candidate]:
         """Every part of that kind, the highest priority first (ties: by name), with why it can't work here."""
         if kind not in self._candidates:
@@ -172,7 +188,7 @@ class Plugins:
         parts = [part for (_, name), part in self._parts.items() if name == entry.name]
         return PluginReport(entry.name, _distribution(entry), _version(entry), parts, error)
 
-    def _load(self, kind: Kind, name: str) -> None:
+    def _load(self, kind: Kind | Literal["observer"], name: str) -> None:
         if self.manager.has_plugin(name):
             return
         entry = _entry(kind, name)
@@ -255,7 +271,7 @@ def _installed() -> list[EntryPoint]:
     return list(unique.values())
 
 
-def _entry(kind: Kind, name: str) -> EntryPoint:
+def _entry(kind: str, name: str) -> EntryPoint:
     installed = _installed()
     matches = [entry for entry in installed if entry.name == name]
     if not matches:

@@ -20,6 +20,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -45,6 +46,22 @@ class RunRecord(BaseModel):
     """As the user gave it."""
     lora: LoRAConfig
     created_at: datetime
+
+
+@dataclass(frozen=True)
+class LogRecord:
+    """One call of `model.log`, as it was written."""
+
+    run_path: Path
+    """The run's directory: ``<root>/<project>/models/<run>``."""
+    split: str
+    step: int
+    metrics: Mapping[str, float]
+    """The line of ``history.jsonl``, sums over the run among it."""
+    trajectories: Path | None
+    """Parquet file of the trajectories; None where there were none."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What the program says of the run; see `model.update_wandb_config`."""
 
 
 class RunDirectory:

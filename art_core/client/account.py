@@ -10,6 +10,7 @@ from typing import Any
 from art_core.trajectory import TrajectoryGroup
 
 _HOUR_S = 3600.0
+COSTS = "costs/"
 
 
 @dataclass
@@ -76,14 +77,36 @@ def cumulative_name(name: str) -> str | None:
     return None
 
 
-def counted(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
-    """How much the groups of a training step hold; a group is trainable where its rewards differ."""
-    return {
-        "data/step_num_scenarios": float(len(groups)),
-        "data/step_num_trajectories": float(sum(len(group) for group in groups)),
-        "data/step_num_groups_submitted": float(len(groups)),
-        "data/step_num_groups_trainable": float(sum(len({t.reward for t in group}) > 1 for group in groups)),
+def counted(groups: Sequence[TrajectoryGroup], split: str) -> dict[str, float]:
+    """How much the groups of a step hold, rollouts that raised among them.
+
+    Args:
+        groups: What is logged.
+        split: Of ``train`` the groups whose rewards differ are counted too; of another the names begin with it.
+    """
+    counts = {
+        "data/step_num_scenarios": len(groups),
+        "data/step_num_trajectories": sum(len(group) + len(group.exceptions) for group in groups),
+        "data/step_num_groups_submitted": len(groups),
     }
+    if split != "train":
+        return {f"{split}/{key}": float(count) for key, count in counts.items()}
+    counts["data/step_num_groups_trainable"] = sum(len({t.reward for t in group}) > 1 for group in groups)
+    return {key: float(count) for key, count in counts.items()}
+
+
+def charged(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
+    """What trajectories and groups say they cost, summed: their metrics called ``costs/...``.
+
+    Args:
+        groups: What is logged.
+    """
+    costs: dict[str, float] = {}
+    for metrics in (each.metrics for group in groups for each in (group, *group)):
+        for key, value in metrics.items():
+            if key.startswith(COSTS):
+                costs[key] = costs.get(key, 0.0) + float(value)
+    return costs
 
 
 def _rolled_up(line: Mapping[str, float]) -> dict[str, float]:

@@ -16,9 +16,9 @@ from openai.types.chat.chat_completion import Choice
 
 from art_core import disk
 from art_core.chat import History, as_item
-from art_core.client.account import Account, counted
+from art_core.client.account import COSTS, Account, charged, counted
 from art_core.errors import ConfigError
-from art_core.run import RunDirectory
+from art_core.run import LogRecord, RunDirectory
 from art_core.trajectory import Trajectory, TrajectoryGroup
 
 _LEARNING = {"loss", "objective", "offpolicy", "sample_efficiency", "data", "discarded"}
@@ -50,20 +50,25 @@ def summary(groups: Sequence[TrajectoryGroup], split: str) -> dict[str, float]:
 
     Returns:
         ``<split>/reward``, ``<split>/reward_std_dev`` (mean over groups of two or more of their population standard
-        deviation), ``<split>/exception_rate``, ``<split>/<metric>`` (over those that have it) and
-        ``<split>/group_metric_<metric>``.
+        deviation, 0 where there is none), ``<split>/exception_rate``, ``<split>/<metric>`` (over those that have it)
+        and ``<split>/group/<metric>`` (over groups with a trajectory). Costs are sums, not means: see `charged`.
     """
     values: dict[str, list[float]] = {}
+    deviations = [float(np.std([t.reward for t in group])) for group in groups if len(group) > 1]
     for group in groups:
-        for key, value in group.metrics.items():
-            values.setdefault(f"group_metric_{key}", []).append(float(value))
-        if len(group) > 1:
-            values.setdefault("reward_std_dev", []).append(float(np.std([t.reward for t in group])))
+        about = [(f"group/{key}", value) for key, value in group.metrics.items() if group.trajectories]
         for trajectory in group:
-            for key, value in {**trajectory.metrics, "reward": trajectory.reward}.items():
-                values.setdefault(key, []).append(float(value))
+            about += [*trajectory.metrics.items(), ("reward", trajectory.reward)]
+        for key, value in about:
+            values.setdefault(key, []).append(float(value))
         values.setdefault("exception_rate", []).extend([0.0] * len(group) + [1.0] * len(group.exceptions))
-    return {f"{split}/{key}": float(np.mean(of)) for key, of in values.items() if of}
+    means = {key: float(np.mean(of)) for key, of in values.items() if of and not _is_cost(key)}
+    means["reward_std_dev"] = float(np.mean(deviations)) if deviations else 0.0
+    return {f"{split}/{key}": mean for key, mean in means.items()}
+
+
+def _is_cost(key: str) -> bool:
+    return key.removeprefix("group/").startswith(COSTS)
 
 
 def sectioned(metrics: Mapping[str, float], split: str) -> dict[str, float]:
@@ -85,15 +90,20 @@ class LogEntry:
     step: int
     metrics: Mapping[str, float]
     """Further metrics; they win over the trajectories' own."""
+    added: Mapping[str, float]
+    """What was added by builders; it comes on top of all others."""
 
 
-def write_log(run: RunDirectory, entry: LogEntry, account: Account) -> None:
+def write_log(run: RunDirectory, entry: LogEntry, account: Account) -> LogRecord:
     """Write the trajectories of a step and its line of metrics.
 
     Args:
         run: The run; its directory is made where it does not stand yet.
         entry: What to write.
         account: Sums of the run so far; brought up to date.
+
+    Returns:
+        What was written.
 
     Raises:
         ConfigError: The split is no plain name.
@@ -105,15 +115,25 @@ def write_log(run: RunDirectory, entry: LogEntry, account: Account) -> None:
     with disk.disk_errors(f"log step {step}"):
         directory = run.path / "trajectories" / split
         disk.make_directory(directory)
-        if entry.groups:
-            write_parquet(entry.groups, directory / f"{step:04d}.parquet")
-    line = {**summary(entry.groups, split), **sectioned(entry.metrics, split)}
-    if split == "train" and entry.groups:
-        line = counted(entry.groups) | line
+        path = directory / f"{step:04d}.parquet" if entry.groups else None
+        if path:
+            write_parquet(entry.groups, path)
+    line = _line(entry)
     with _APPENDING:
         line |= account.sums(line, run.history)
         when = {"training_step": step, "step": step, "recorded_at": datetime.now(UTC).isoformat()}
         run.append_history(line | when)
+    return LogRecord(run.path, split, step, line, path)
+
+
+def _line(entry: LogEntry) -> dict[str, float]:
+    """Every metric of a line but the sums over the run; what is no number can't be written as JSON."""
+    line = sectioned(entry.metrics, entry.split)
+    if entry.groups:
+        line = {**counted(entry.groups, entry.split), **summary(entry.groups, entry.split), **line}
+    for key, value in [*charged(entry.groups).items(), *sectioned(entry.added, entry.split).items()]:
+        line[key] = line.get(key, 0.0) + value
+    return {key: value for key, value in line.items() if math.isfinite(value)}
 
 
 def write_parquet(groups: Sequence[TrajectoryGroup], path: Path) -> None:

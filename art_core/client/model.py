@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import Token
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Unpack
 
 from pydantic import ConfigDict, Field, PrivateAttr, SerializeAsAny, SkipValidation
@@ -14,12 +15,17 @@ from pydantic_core import PydanticSerializationError
 from art_core.client.account import Account
 from art_core.client.backend import Backend
 from art_core.client.keyword import ConfigT, ModelArgs, check_keywords
+from art_core.client.metric import MetricsBuilder, Pending, context_of
 from art_core.client.state import RunState
 from art_core.errors import ConfigError
 from art_core.trajectory import Trajectory, TrajectoryGroup
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+    from openai.types.chat import ChatCompletion
+
+    from art_core.client.log import LogEntry
+    from art_core.run import LogRecord
 
 _log = logging.getLogger("art.client")
 
@@ -43,11 +49,14 @@ class Model(RunState, Generic[ConfigT]):
     inference_model_name: str | None = None
     """Sent in place of `name` where an endpoint knows the model by another one."""
     report_metrics: list[str] | None = None
-    """Where else metrics go; nowhere yet."""
+    """Observers, by the name of their plugin, that are told what `log` writes, besides the backend's own."""
 
     _backend: Backend | None = PrivateAttr(default=None)
     _client: Any = PrivateAttr(default=None)
     _account: Account = PrivateAttr(default_factory=Account)
+    _added: Pending = PrivateAttr(default_factory=dict)
+    _tell: Callable[[LogRecord], None] | None = PrivateAttr(default=None)
+    """Set by a backend that tells observers."""
 
     def __init__(self, **given: Unpack[ModelArgs[ConfigT]]) -> None:
         values: dict[str, Any] = dict(given)
@@ -58,8 +67,6 @@ class Model(RunState, Generic[ConfigT]):
         values["run_name"] = values.get("run_name") or values["name"]
         if "@" in values["name"]:
             raise ConfigError(f"model name is {values['name']!r}; allowed: without '@', which marks a step")
-        if values.get("report_metrics"):
-            warnings.warn("report_metrics has no effect yet; metrics go to history.jsonl", stacklevel=4)
         super().__init__(**values)
 
     def safe_model_dump(self, **options: Any) -> dict[str, Any]:
@@ -115,8 +122,11 @@ class Model(RunState, Generic[ConfigT]):
                 else "In order to create an OpenAI client you must provide an `inference_api_key` and "
                 "`inference_base_url`."
             )
-        manner = Manner(managed=self.trainable, extra_body=self._extra_body())
+        manner = Manner(managed=self.trainable, extra_body=self._extra_body(), answered=self._answered)
         return openai_client(self.inference_base_url, self.inference_api_key, manner)
+
+    def _answered(self, completion: ChatCompletion) -> None:
+        """A chat completion has come back."""
 
     def _extra_body(self) -> dict[str, Any]:
         """What every chat completion asks for besides what the caller writes."""
@@ -171,12 +181,37 @@ class Model(RunState, Generic[ConfigT]):
             ConfigError: The split is no plain name.
             StoreError: The system refuses.
         """
-        from art_core.client.log import LogEntry, as_groups, write_log
+        from art_core.client.log import LogEntry, as_groups
 
         if trajectories is None and metrics is None:
             return
         groups = [] if trajectories is None else as_groups(trajectories)
         step = await self.get_step() if step is None else step
+        added = self._added.pop(context_of(split), {})
         taken = self._account.step() if split == "train" else {}
-        entry = LogEntry(groups, split, step, {**taken, **(metrics or {})})
-        await asyncio.to_thread(write_log, self._run(), entry, self._account)
+        automatic = {key: value for key, value in taken.items() if key not in added}
+        entry = LogEntry(groups, split, step, {**automatic, **(metrics or {})}, added)
+        await asyncio.to_thread(self._write, entry)
+
+    def _write(self, entry: LogEntry) -> None:
+        from art_core.client.log import write_log
+
+        record = write_log(self._run(), entry, self._account)
+        if self._tell is not None:
+            self._tell(replace(record, config=self._config))
+
+    def metrics_builder(self, cost_context: str | None = None) -> MetricsBuilder:
+        """What adds to the metrics that the next `log` writes.
+
+        Args:
+            cost_context: ``"train"`` (the default), ``"eval"`` for the splits ``val`` and ``test``, or another split.
+        """
+        return MetricsBuilder(cost_context or "train", self._added)
+
+    def activate_metrics_context(self, cost_context: str) -> Token[MetricsBuilder]:
+        """Make a builder that of the running code; ``token.var.reset(token)`` takes it back.
+
+        Args:
+            cost_context: See `metrics_builder`.
+        """
+        return self.metrics_builder(cost_context).activate()

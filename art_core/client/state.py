@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, PrivateAttr
+
+from art_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from art_core.run import RunDirectory
@@ -23,6 +25,22 @@ class RunState(BaseModel):
     """Name of the run on disk; the name unless given."""
     base_path: str = ".art"
     """Root of all runs; a local backend puts its own here."""
+
+    _config: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def update_wandb_config(self, config: Mapping[str, Any]) -> None:
+        """Say something of the run that observers get with every line that is logged.
+
+        Args:
+            config: Plain data; dicts within dicts are merged.
+
+        Raises:
+            ConfigError: It is no dict, or a value was said before and is another one now.
+        """
+        if not isinstance(config, dict):
+            raise ConfigError(f"config is a {type(config).__name__}; allowed: a dict")
+        _require_unchanged(self._config, config)
+        self._config = _merged(self._config, config)
 
     def overwrite_state(self, state: Mapping[str, Any]) -> None:
         """Replace the program's own state, kept in ``state.json``."""
@@ -57,6 +75,14 @@ class RunState(BaseModel):
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     both = {key: _merged(old[key], new[key]) for key in new if _is_dict(old.get(key)) and _is_dict(new[key])}
     return {**old, **new, **both}
+
+
+def _require_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> None:
+    for key, value in new.items():
+        if _is_dict(old.get(key)) and _is_dict(value):
+            _require_unchanged(old[key], value, f"{path}{key}.")
+        elif key in old and old[key] != value:
+            raise ConfigError(f"W&B config is immutable once set. Conflicting value for '{path}{key}'.")
 
 
 def _is_dict(value: object) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, Generic, Unpack, cast
+from typing import TYPE_CHECKING, Any, Generic, Unpack, cast
 
 from pydantic import PrivateAttr
 
@@ -12,10 +12,14 @@ from art_core.client.backend import Backend
 from art_core.client.config import TrainConfig, lora_config
 from art_core.client.dev import InternalModelConfig, OpenAIServerConfig, validate_internal_config
 from art_core.client.keyword import ConfigT, TrainableModelArgs, check_keywords
+from art_core.client.metric import CostCalculator, charge, no_cost
 from art_core.client.model import Model
 from art_core.client.result import TrainResult
 from art_core.client.spelling import current_spelling
 from art_core.trajectory import TrajectoryGroup
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletion
 
 
 class TrainableModel(Model[ConfigT], Generic[ConfigT]):
@@ -31,6 +35,7 @@ class TrainableModel(Model[ConfigT], Generic[ConfigT]):
     """The adapter's shape, as given: a `LoRAConfig`."""
 
     _internal_config: InternalModelConfig | None = PrivateAttr(default=None)
+    _cost_calculator: CostCalculator = PrivateAttr(default_factory=lambda: no_cost)
 
     def __init__(self, **given: Unpack[TrainableModelArgs[ConfigT]]) -> None:
         values: dict[str, Any] = dict(given)
@@ -41,6 +46,23 @@ class TrainableModel(Model[ConfigT], Generic[ConfigT]):
         validate_internal_config(internal)
         self._fill({**values, "lora_config": lora})
         self._internal_config = cast(InternalModelConfig, internal)
+
+    @property
+    def cost_calculator(self) -> CostCalculator:
+        """What a completion of this model costs."""
+        return self._cost_calculator
+
+    def set_cost_calculator(self, calculator: CostCalculator | None) -> None:
+        """Say what a completion costs; it is added to the active builder's metrics, see `metrics_builder`.
+
+        Args:
+            calculator: Of prompt tokens (for every choice), completion tokens and cost context; gives
+                ``{"costs/...": usd}``. None: nothing is added.
+        """
+        self._cost_calculator = calculator or no_cost
+
+    def _answered(self, completion: ChatCompletion) -> None:
+        charge(self._cost_calculator, completion)
 
     def model_dump(self, **options: Any) -> dict[str, Any]:
         """As pydantic's, with ``_internal_config``."""

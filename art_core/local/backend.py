@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from art_core.client.result import LocalTrainResult
 from art_core.client.trainable import TrainableModel
 from art_core.compose import Choice, compose, compose_store
 from art_core.config import Environment, Timeouts
-from art_core.errors import ConfigError, nearest
-from art_core.events import Observers
+from art_core.errors import ConfigError, PluginNotFoundError, nearest
+from art_core.events import Observers, observe
 from art_core.local.option import FOREIGN, STEP_FIELDS, LocalBackendArgs
 from art_core.local.spec import backend_spec
 from art_core.loop import train_step
@@ -61,14 +62,27 @@ class LocalBackend:
         self._options = options
         self._timeouts = options.get("timeouts") or Timeouts()
         self._plugins = Plugins()
-        for observer in options.get("observers", ()):
-            self._plugins.manager.register(observer)
+        observe(self._plugins, options.get("observers", ()))
+        self._observers: dict[tuple[str, str], Observers] = {}
         self._sessions: dict[tuple[str, str], _Session] = {}
 
     async def register(self, model: Model[Any]) -> None:
         """Point the model's files at this backend's root. Starts nothing."""
         model.base_path = str(self._path)
+        observers = self._observers[_key(model)] = Observers(self._plugins.manager, self._reporters(model).manager)
+        model._tell = observers.log
         model._account.gpu_cost_per_hour_usd = self._options.get("gpu_cost_per_hour_usd")
+
+    def _reporters(self, model: Model[Any]) -> Plugins:
+        """Observers that a model asks for, other than those of all models."""
+        reporters = Plugins()
+        for name in model.report_metrics or ():
+            try:
+                if not self._plugins.manager.has_plugin(name):
+                    reporters.load_observer(name)
+            except PluginNotFoundError as error:
+                warnings.warn(f"report_metrics: {error}; metrics go to history.jsonl only", stacklevel=4)
+        return reporters
 
     async def train(
         self,
@@ -161,7 +175,7 @@ class LocalBackend:
     async def _prepare_backend_for_training(
         self, model: TrainableModel[Any], config: InternalModelConfig | None
     ) -> tuple[str, str]:
-        key = (model.project, model.run_name)
+        key = _key(model)
         if key not in self._sessions:
             self._sessions[key] = await self._open(model, config or {})
         gateway = self._sessions[key].backend.gateway
@@ -175,7 +189,7 @@ class LocalBackend:
     async def _experimental_fork_checkpoint(
         self, model: TrainableModel[Any], from_model: str, **options: Unpack[ForkArgs]
     ) -> None:
-        if (model.project, model.run_name) in self._sessions:
+        if _key(model) in self._sessions:
             raise ConfigError(
                 f"model {model.name!r} is registered already; fork before `await model.register(backend)`"
             )
@@ -196,7 +210,7 @@ class LocalBackend:
             await delete_steps(backend, steps_to_keep)
 
     def _session(self, model: Model[Any]) -> _Session:
-        session = self._sessions.get((model.project, model.run_name)) if isinstance(model, TrainableModel) else None
+        session = self._sessions.get(_key(model)) if isinstance(model, TrainableModel) else None
         if session is None:
             raise ConfigError(
                 f"model {model.name!r} is not registered here; call `await model.register(backend)` first"
@@ -215,7 +229,7 @@ class LocalBackend:
         run = RunDirectory.create_or_open(self._path, model.project, model.run_name, model.base_model, lora)
         try:
             spec = backend_spec(model, config, base, lora, run, self._timeouts)
-            return _Session(await open_backend(parts, spec, Observers(self._plugins.manager)), defaults)
+            return _Session(await open_backend(parts, spec, self._observers[_key(model)]), defaults)
         except BaseException:
             run.close()
             raise
@@ -236,3 +250,7 @@ class LocalBackend:
             trainer_options=trainer_options,
             foreign_options=FOREIGN,
         )
+
+
+def _key(model: Model[Any]) -> tuple[str, str]:
+    return model.project, model.run_name

@@ -29,7 +29,7 @@ class LocalBackendArgs(TypedDict, total=False):
     publisher: PublisherSelection
     """A name, options, a `PublisherPart`, a function of the engine and its capabilities, or a publisher."""
     observers: Sequence[object]
-    """Objects with `hookimpl` observer methods."""
+    """Objects with `hookimpl` observer methods, or names of plugins that observe."""
     timeouts: Timeouts
     gpu_cost_per_hour_usd: float | None
     """What this machine costs; makes `model.log` write ``costs/gpu``. Never guessed."""

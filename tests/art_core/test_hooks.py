@@ -15,11 +15,14 @@ import pytest
 from art_core.base_model import BaseIdentity
 from art_core.checkpoint import ADAPTER, FileRecord, Manifest, StoredCheckpoint
 from art_core.config import PartOptions
-from art_core.events import Observers
+from art_core.errors import PluginContractError, PluginNotFoundError
+from art_core.events import Observers, observe
 from art_core.hookspecs import hookimpl
 from art_core.part import EnginePart, Part, PublisherPart, StorePart, TrainerPart
 from art_core.plugins import Kind, Plugins
 from art_core.policy import Proof, ProofKind, PublishedPolicy
+from art_core.run import LogRecord
+from tests import installed
 
 NAME = "example"
 
@@ -70,6 +73,10 @@ class Watcher:
         self.told.append(("swap", run, edge, seconds))
 
     @hookimpl
+    def art_on_log(self, run: str, record: LogRecord) -> None:
+        self.told.append(("log", run, record))
+
+    @hookimpl
     def art_on_close(self, run: str) -> None:
         self.told.append(("close", run))
 
@@ -83,11 +90,9 @@ class Broken:
 
 
 def observed(*plugins: object) -> Observers:
-    manager = Plugins().manager
-    for plugin in plugins:
-        manager.register(plugin)
-    manager.check_pending()
-    return Observers(manager)
+    loaded = Plugins()
+    observe(loaded, plugins)
+    return Observers(loaded.manager)
 
 
 @pytest.fixture
@@ -149,6 +154,13 @@ def test_hook_art_on_swap() -> None:
     assert watcher.told == [("swap", "facts", "engine asleep", 1.5)]
 
 
+def test_hook_art_on_log() -> None:
+    watcher = Watcher()
+    record = LogRecord(Path("root") / "p" / "models" / "facts", "val", 7, {"val/reward": 0.5}, None)
+    observed(watcher).log(record)
+    assert watcher.told == [("log", "facts", record)]
+
+
 def test_hook_art_on_close() -> None:
     watcher = Watcher()
     observed(watcher).close("facts")
@@ -180,3 +192,41 @@ def test_an_observer_may_take_fewer_arguments_than_the_hook_offers() -> None:
     counter = Counter()
     observed(counter).step("facts", 7, {})
     assert counter.steps == 7
+
+
+OBSERVER = """
+from art_core.hookspecs import hookimpl
+
+told = []
+
+@hookimpl
+def art_on_step(run, step):
+    told.append((run, step))
+"""
+
+
+def test_observers_are_given_as_objects_or_by_the_name_of_their_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    installed.install(tmp_path, "board", OBSERVER)
+    installed.install(tmp_path, "shelf", installed.store("shelf"))
+    loaded, watcher = Plugins(), Watcher()
+    observe(loaded, ["board", watcher, "board", watcher])
+    Observers(loaded.manager).step("facts", 7, {})
+    assert loaded.manager.get_plugin("board").told == [("facts", 7)], "told once, however often it is named"
+    assert len(watcher.told) == 1
+    with pytest.raises(PluginNotFoundError, match="observer 'bord' is not installed; did you mean 'board'"):
+        observe(loaded, ["bord"])
+    with pytest.raises(PluginNotFoundError, match=r"'shelf' is installed but observes nothing; it has no art_on_"):
+        observe(loaded, ["shelf"])
+
+
+def test_an_observer_that_asks_for_what_its_hook_does_not_offer_is_refused() -> None:
+    class Curious:
+        @hookimpl
+        def art_on_step(self, weights: object) -> None:
+            """Never called."""
+
+    with pytest.raises(PluginContractError, match=r"(?s)Curious.*weights"):
+        observed(Curious())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from art_core.client.account import Account, counted, cumulative_name
+from art_core.client.account import Account, charged, counted, cumulative_name
 from art_core.client.model import Model
 from art_core.trajectory import TrajectoryGroup
 from tests.art_core.rollout import group
@@ -65,12 +65,25 @@ def test_a_step_takes_from_one_log_to_the_next(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_groups_hold() -> None:
-    assert counted([group(0.0, 1.0), group(1.0, 1.0), TrajectoryGroup([ValueError("x")])]) == {
+    groups = [group(0.0, 1.0), group(1.0, 1.0), TrajectoryGroup([ValueError("x")])]
+    assert counted(groups, "train") == {
         "data/step_num_scenarios": 3.0,
-        "data/step_num_trajectories": 4.0,
+        "data/step_num_trajectories": 5.0,
         "data/step_num_groups_submitted": 3.0,
         "data/step_num_groups_trainable": 1.0,
     }
+    assert counted(groups, "val") == {
+        "val/data/step_num_scenarios": 3.0,
+        "val/data/step_num_trajectories": 5.0,
+        "val/data/step_num_groups_submitted": 3.0,
+    }
+
+
+def test_what_trajectories_cost_is_summed() -> None:
+    first, second = group(0.0, 1.0, metrics={"costs/judge": 0.5, "size": 2}), group(1.0)
+    for each in (*first, *second):
+        each.metrics |= {"costs/tools/search": 0.25, "turns": 3}
+    assert charged([first, second]) == {"costs/judge": 0.5, "costs/tools/search": 0.75}
 
 
 def lines(tmp_path: Path) -> list[dict[str, Any]]:

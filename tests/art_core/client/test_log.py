@@ -18,7 +18,10 @@ from art_core.client.model import Model
 from art_core.errors import ConfigError, StoreError
 from art_core.run import RunDirectory
 from art_core.trajectory import Trajectory, TrajectoryGroup
+from tests.art_core.client.chat_endpoint import Body, chat_endpoint, completion
 from tests.art_core.rollout import choice, group, trajectory
+
+TOOL: Any = {"type": "function", "function": {"name": "look", "parameters": {}}}
 
 
 def model(tmp_path: Path) -> Model[None]:
@@ -67,15 +70,15 @@ async def test_a_line_of_history(tmp_path: Path) -> None:
         "train/reward_std_dev": 0.5,
         "train/exception_rate": 0.25,
         "train/turns": 3.0,
-        "train/group_metric_difficulty": 4.0,
+        "train/group/difficulty": 4.0,
         "loss/train": 0.25,
         "train/accuracy": 1.0,
         "data/step_num_scenarios": 2.0,
-        "data/step_num_trajectories": 3.0,
+        "data/step_num_trajectories": 4.0,
         "data/step_num_groups_submitted": 2.0,
         "data/step_num_groups_trainable": 1.0,
         "data/cum/num_scenarios": 2.0,
-        "data/cum/num_trajectories": 3.0,
+        "data/cum/num_trajectories": 4.0,
         "data/cum/num_groups_submitted": 2.0,
         "data/cum/num_groups_trainable": 1.0,
         "training_step": 2,
@@ -144,9 +147,29 @@ async def test_two_logs_under_way_at_once_don_t_write_history_at_once(
     assert sorted(line["val/n"] for line in lines(tmp_path)) == [0, 1]
 
 
-async def test_a_reward_that_is_no_number_is_logged_as_it_is(tmp_path: Path) -> None:
-    await model(tmp_path).log([group(math.nan)])
-    assert math.isnan(lines(tmp_path)[0]["val/reward"])
+async def test_what_is_no_number_stands_in_the_trajectories_alone(tmp_path: Path) -> None:
+    await model(tmp_path).log([group(math.nan)], metrics={"loss/a": math.inf, "loss/b": 1.0})
+    (line,) = lines(tmp_path)
+    assert (line["loss/b"], line.keys() & {"val/reward", "loss/a"}) == (1.0, set())
+    ((kept,),) = read_parquet(tmp_path / "p/models/agent/trajectories/val/0000.parquet")
+    assert math.isnan(kept.reward)
+
+
+async def test_a_recorded_chat_comes_back_whole_and_its_messages_are_a_column(tmp_path: Path) -> None:
+    def answer(request: Body) -> Body:
+        return completion("yes")
+
+    with chat_endpoint(answer) as here, Trajectory(reward=1.0) as recorded:
+        asked = Model(name="agent", project="p", inference_base_url=here.base_url, inference_api_key="k")
+        question: Any = [{"role": "user", "content": "well?"}]
+        await asked.openai_client().chat.completions.create(model="agent", messages=question, tools=[TOOL])
+    await model(tmp_path).log([recorded])
+    path = tmp_path / "p/models/agent/trajectories/val/0000.parquet"
+    ((again,),) = read_parquet(path)
+    assert again.exchanges == recorded.exchanges
+    (row,) = pq.read_table(path).to_pylist()
+    assert [(m["role"], m["content"]) for m in row["messages"]] == [("user", "well?"), ("assistant", "yes")]
+    assert json.loads(row["tools"]) == [TOOL]
 
 
 async def test_nothing_to_log_writes_nothing_and_a_bad_split_is_refused(tmp_path: Path) -> None:

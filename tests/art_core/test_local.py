@@ -1,0 +1,66 @@
+"""`LocalBackend` before anything is started: what it tells observers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import art
+from art.local import LocalBackend
+from art_core.errors import PluginNotFoundError
+from tests.art_core.rollout import group
+from tests.installed import install
+
+OBSERVER = """
+from art_core.hookspecs import hookimpl
+
+told = []
+
+@hookimpl
+def art_on_log(run, record):
+    told.append((run, record.step))
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two observers, ``board`` and ``paper``."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+    install(site, "board", OBSERVER)
+    install(site, "paper", OBSERVER)
+    return site
+
+
+def module(site: Path, name: str) -> ModuleType:
+    return sys.modules[f"plugin_art_{name}_{site.name}"]
+
+
+def trainable(name: str, **options: Any) -> art.TrainableModel[None]:
+    return art.TrainableModel(name=name, project="p", base_model="b", **options)
+
+
+async def test_observers_by_name_for_all_models_and_for_one(tmp_path: Path, site: Path) -> None:
+    backend = LocalBackend(path=tmp_path, observers=["board"])
+    first, second = trainable("first", report_metrics=["board", "paper"]), trainable("second")
+    for model in (first, second):
+        await backend.register(model)
+        await model.log([group(1.0)], step=3)
+    assert module(site, "board").told == [("first", 3), ("second", 3)]
+    assert module(site, "paper").told == [("first", 3)]
+
+
+async def test_a_reporter_that_is_not_installed_is_said_and_an_observer_that_is_not_is_refused(
+    tmp_path: Path, site: Path
+) -> None:
+    model = trainable("first", report_metrics=["bord"])
+    with pytest.warns(UserWarning, match=r"report_metrics: .*'bord' is not installed; did you mean 'board'.*history"):
+        await LocalBackend(path=tmp_path).register(model)
+    await model.log([group(1.0)], step=3)
+    with pytest.raises(PluginNotFoundError, match="observer 'bord' is not installed"):
+        LocalBackend(path=tmp_path, observers=["bord"])
