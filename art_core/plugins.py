@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Literal
 
 import pluggy
 
 from art_core import hookspecs
 from art_core.config import Environment, HostedOptions, PartOptions
+from art_core.entry_point import distribution, find_entry, installed, version
 from art_core.environment import EnvironmentSpec, missing
 from art_core.errors import (
     PluginConflictError,
@@ -24,13 +25,11 @@ from art_core.errors import (
     PluginLoadError,
     PluginNotFoundError,
     PluginUnusableError,
-    nearest,
 )
 from art_core.hookspecs import PROJECT
 from art_core.part import EnginePart, Part, PublisherPart, StorePart, TrainerPart
 from art_core.protocols import CONTRACT_VERSION
 
-GROUP = "art_core"
 OBSERVERS = "art_on_"
 """How the name of every hook that observes begins."""
 Kind = Literal["engine", "trainer", "store", "publisher"]
@@ -162,8 +161,8 @@ class Plugins:
     def report(self) -> list[PluginReport]:
         """Every installed plugin by name, imported one by one; a broken one is reported, never raised."""
         if self._reports is None:
-            installed = sorted(_installed(), key=lambda entry: (entry.name, _distribution(entry)))
-            self._reports = [self._report(entry) for entry in installed]
+            entries = sorted(installed(), key=lambda entry: (entry.name, distribution(entry)))
+            self._reports = [self._report(entry) for entry in entries]
         return self._reports
 
     def environments(self) -> dict[str, EnvironmentSpec]:
@@ -186,21 +185,21 @@ class Plugins:
             error = f"{type(problem).__name__}: {problem}"
             _log.warning("plugin %r can't be used: %s", entry.name, problem)
         parts = [part for (_, name), part in self._parts.items() if name == entry.name]
-        return PluginReport(entry.name, _distribution(entry), _version(entry), parts, error)
+        return PluginReport(entry.name, distribution(entry), version(entry), parts, error)
 
     def _load(self, kind: Kind | Literal["observer"], name: str) -> None:
         if self.manager.has_plugin(name):
             return
-        entry = _entry(kind, name)
+        entry = find_entry(kind, name)
         try:
             module = entry.load()
         except (Exception, SystemExit) as error:  # a script that is no module ends itself when it is imported
             raise PluginLoadError(
-                f"plugin {name!r} ({_distribution(entry)}) can't be imported: {type(error).__name__}: {error}"
+                f"plugin {name!r} ({distribution(entry)}) can't be imported: {type(error).__name__}: {error}"
             ) from error
         parts: dict[tuple[Kind, str], Part] = {}
         if (other := self.manager.get_name(module)) is not None:
-            raise PluginContractError(f"plugin {name!r} ({_distribution(entry)}) is the same module as {other!r}")
+            raise PluginContractError(f"plugin {name!r} ({distribution(entry)}) is the same module as {other!r}")
         try:
             self.manager.register(module, name)
             self.manager.check_pending()
@@ -208,7 +207,7 @@ class Plugins:
                 _collect(self.manager, module, each, name, parts)
         except pluggy.PluginValidationError as error:
             self.manager.unregister(name=name)
-            raise PluginContractError(f"plugin {name!r} ({_distribution(entry)}): {error}") from error
+            raise PluginContractError(f"plugin {name!r} ({distribution(entry)}): {error}") from error
         except PluginError:
             self.manager.unregister(name=name)
             raise
@@ -263,43 +262,3 @@ def check_part(part: object, kind: Kind, name: str) -> None:
     ):
         if seen != allowed:
             raise PluginContractError(f"{kind} {name!r} has {what} {seen!r}; this ART needs {allowed!r}")
-
-
-def _installed() -> list[EntryPoint]:
-    """Entry points of our group, those that one distribution shows twice (editable installs) counted once."""
-    unique = {(entry.name, entry.value, _distribution(entry)): entry for entry in entry_points(group=GROUP)}
-    return list(unique.values())
-
-
-def _entry(kind: str, name: str) -> EntryPoint:
-    installed = _installed()
-    matches = [entry for entry in installed if entry.name == name]
-    if not matches:
-        raise PluginNotFoundError(
-            f"{kind} {name!r} is not installed; {nearest(name, {entry.name for entry in installed})} "
-            f"(a plugin's distribution is called art-<name>: pip install art-{name})"
-        )
-    if len(matches) > 1:
-        owners = ", ".join(sorted(_distribution(entry) for entry in matches))
-        raise PluginConflictError(f"plugin name {name!r} is offered by {owners}; uninstall all but one")
-    return matches[0]
-
-
-def _distribution(entry: EntryPoint) -> str:
-    return _metadata(entry).get("name", entry.value)
-
-
-def _version(entry: EntryPoint) -> str:
-    return _metadata(entry).get("version", "?")
-
-
-def _metadata(entry: EntryPoint) -> Mapping[str, str]:
-    """Name and version of the distribution, as far as its metadata can be read: a broken one must not stop others."""
-    if entry.dist is None:
-        return {}
-    try:
-        found = entry.dist.metadata
-        return {key.lower(): found[key] for key in ("Name", "Version") if key in found}
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with that file is wrong with that plugin alone
-        _log.debug("the metadata of %s can't be read", entry.value, exc_info=error)
-        return {}
