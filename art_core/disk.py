@@ -10,6 +10,8 @@ from pathlib import Path
 
 from art_core.errors import StoreError
 
+_UNFINISHED = ".new"
+
 _ADVICE = {
     errno.ENOSPC: "free space on that file system",
     errno.EDQUOT: "raise the quota or delete checkpoints",
@@ -78,13 +80,18 @@ def sync(path: Path) -> None:
 def replace(path: Path, data: bytes) -> None:
     """Write a file so that at any instant, also a power failure, it is the old one or the new one, whole.
 
-    One writer at a time.
+    One writer at a time. What a writer that was killed leaves is found by `unfinished`.
     """
-    fresh = path.with_name(f".{path.name}.new")
+    fresh = path.with_name(f".{path.name}{_UNFINISHED}")
     write(fresh, data)
     sync(fresh)
     os.rename(fresh, path)  # noqa: PTH104 - the same call as the store's, so that one test wraps both
     sync(path.parent)
+
+
+def unfinished(directory: Path) -> list[Path]:
+    """Files that `replace` was writing in a directory when its process ended."""
+    return list(directory.glob(f".*{_UNFINISHED}"))
 
 
 def make_directory(path: Path) -> None:

@@ -8,7 +8,7 @@
       checkpoints/0007/  trajectories/<split>/0007.parquet  logs/
 
 Names in ``checkpoints`` that start with a dot are no checkpoints: what a process was writing or deleting when it
-ended. The next process that holds the lock removes them.
+ended. The next process that holds the lock removes them, and other files that one was replacing (``.state.json.new``).
 """
 
 from __future__ import annotations
@@ -241,6 +241,9 @@ class RunDirectory:
         for path in self.checkpoints.iterdir():
             if path.name.startswith((_STAGING, _TRASH)):
                 shutil.rmtree(path)
+        for directory in (self.path, *self.path.glob("trajectories/*")):
+            for file in disk.unfinished(directory):
+                file.unlink()
 
 
 def run_path(root: Path, project: str, run: str) -> Path:

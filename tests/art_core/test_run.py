@@ -143,6 +143,18 @@ def test_the_lock_dies_with_its_process(tmp_path: Path, how: str) -> None:
     holder.stdout.close()
 
 
+def test_what_a_dead_process_was_replacing_is_swept(run: RunDirectory, tmp_path: Path) -> None:
+    run.write_state({"step": 1})
+    (run.path / "trajectories" / "train").mkdir()
+    litter = [run.path / ".state.json.new", run.path / "trajectories" / "train" / ".0001.parquet.new"]
+    for file in litter:
+        file.write_bytes(b"torn")
+    run.close()
+    run = open_run(tmp_path / "art")
+    assert not any(file.exists() for file in litter)
+    assert run.read_state() == {"step": 1}
+
+
 def test_state_is_replaced_whole(run: RunDirectory) -> None:
     assert run.read_state() == {}
     run.write_state({"step": 1, "é": [1.5, None]})
