@@ -1,7 +1,7 @@
 """A run's directory: who holds it, what it was made for, how far it got.
 
     <path>/<project>/models/<run>/
-      run.json        what the run was made for; never changed
+      run.json        what the run was made for; never changed once it has a step
       state.json      the client's own state
       history.jsonl   one line per logged step
       lock            held by the process that trains; names it
@@ -86,7 +86,7 @@ class RunDirectory:
             lora: The adapter's shape.
 
         Raises:
-            ConfigError: A name is not a plain one, or the run was made for another base model or LoRA shape.
+            ConfigError: A name is not a plain one, or the run has steps of another base model or LoRA shape.
             RunLockedError: Another process holds the run; it is named.
             StoreError: The system refuses.
         """
@@ -224,18 +224,23 @@ class RunDirectory:
         disk.write_all(fd, me.encode())
 
     def _identify(self, wanted: RunRecord) -> None:
+        """Write what the run is for, or check that it is for the same.
+
+        A run without a step has nothing to lose: what was wrong with its first set-up may be mended.
+        """
         path = self.path / "run.json"
-        if not path.exists():
+        made = self.record() if path.exists() else wanted
+        fields = ("base model", made.base_model, wanted.base_model), *shape_fields(made.lora, wanted.lora)
+        different = [(what, before, now) for what, before, now in fields if before != now]
+        has_steps = any(not each.name.startswith(".") for each in self.checkpoints.iterdir())
+        if made is wanted or (different and not has_steps):
             disk.replace(path, wanted.model_dump_json(indent=1).encode())
-            return
-        made = self.record()
-        base = ("base model", made.base_model, wanted.base_model)
-        for what, before, now in (base, *shape_fields(made.lora, wanted.lora)):
-            if before != now:
-                raise ConfigError(
-                    f"run {self.name!r} was made with {what} {before!r}, not {now!r}; "
-                    f"resume it with {before!r}, or choose another run name"
-                )
+        elif different:
+            what, before, now = different[0]
+            raise ConfigError(
+                f"run {self.name!r} was made with {what} {before!r}, not {now!r}; "
+                f"resume it with {before!r}, or choose another run name"
+            )
 
     def _sweep(self) -> None:
         for path in self.checkpoints.iterdir():

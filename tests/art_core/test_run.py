@@ -76,10 +76,20 @@ def test_resume_keeps_the_record(run: RunDirectory, tmp_path: Path) -> None:
 def test_another_base_or_shape_is_refused_and_the_lock_let_go(
     run: RunDirectory, tmp_path: Path, lora: LoRAConfig, base_model: str, message: str
 ) -> None:
+    run.step_directory(0).mkdir()
     run.close()
     with pytest.raises(ConfigError, match=message):
         open_run(tmp_path / "art", lora, base_model)
     open_run(tmp_path / "art").close()
+
+
+def test_a_run_without_a_step_may_be_made_for_something_else(run: RunDirectory, tmp_path: Path) -> None:
+    """The program that was refused for a wrong target module is mended, and started again under the same name."""
+    (run.checkpoints / ".damaged-0000-x").mkdir()
+    run.close()
+    other = LoRAConfig(rank=4, target_modules=["q_proj"])
+    again = open_run(tmp_path / "art", other, "other")
+    assert (again.record().base_model, again.record().lora) == ("other", other)
 
 
 def test_the_order_of_target_modules_is_no_difference(tmp_path: Path) -> None:
