@@ -28,6 +28,9 @@ from art_core.trajectory import Trajectory, TrajectoryGroup
 LOGPROB_SLACK = 1e-4
 """A logprob may lie this far above 0 by rounding; it is then taken as 0."""
 
+GREEDY_BELOW = 1e-5
+"""Engines take the likeliest token at temperatures below this, as at 0, and report its logprob at 1."""
+
 _SPELLING = "token_id:"
 _log = logging.getLogger("art.tokenization")
 
@@ -222,7 +225,7 @@ def _temperature(value: Any, where: str) -> float:
         return 1.0
     if not (isinstance(value, int | float) and np.isfinite(np.float32(value)) and value >= 0):
         raise TokenizationError(f"{where} has temperature {value!r}; allowed: a finite number, 0 or above")
-    if np.float32(value) == 0:
+    if value < GREEDY_BELOW:
         _warn_once("some choices were sampled at temperature 0, which has no gradient: taken as sampled at 1")
         return 1.0
     return float(value)

@@ -148,6 +148,8 @@ def _learn(model: Any, tokens: list[int], said: list[bool]) -> None:
     ids = torch.tensor([tokens])
     labels = torch.where(torch.tensor([said]), ids, -100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for tensors this small, waiting for a second thread takes longer than the work
     for _ in range(300):
         loss = model(ids, labels=labels).loss
         optimizer.zero_grad()
@@ -155,4 +157,5 @@ def _learn(model: Any, tokens: list[int], said: list[bool]) -> None:
         optimizer.step()
         if loss.item() < 0.01:
             break
+    torch.set_num_threads(threads)
     assert loss.item() < 0.05, f"the conversation was not learned: loss {loss.item():.3f}"

@@ -5,7 +5,9 @@ The nested dicts are typed in `art_core.client.option` and checked by the part t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypedDict
 
 from art_core.client.config import LocalTrainArgs, LoRAConfig, TrainSFTConfig
@@ -60,9 +62,12 @@ class InternalModelConfig(TypedDict, total=False):
     chat_template: str
     """Jinja template in place of the model's own."""
     chat_template_path: str
+    """A file that holds it."""
     chat_template_kwargs: dict[str, object]
+    """Further variables of the template, as JSON; a request's own ``chat_template_kwargs`` win."""
     chat_template_content_format: str
-    chat_template_tool_schema_format: str
+    chat_template_tool_schema_format: Literal["default", "vllm_openai"]
+    """Accepted and not used: it says how a trainer renders tools again, and none of ours renders what was sampled."""
     vllm_runtime: VllmRuntimeArgs
     tinker_args: dict[str, Any] | None
     tinker_native_args: dict[str, Any] | None
@@ -72,9 +77,7 @@ class InternalModelConfig(TypedDict, total=False):
 
 _NOT_YET: dict[str, object] = {
     "rollout_weight_update_mode": "step_lora",
-    "chat_template_path": None,
     "chat_template_content_format": "auto",
-    "chat_template_tool_schema_format": "default",
     "tinker_args": None,
     "tinker_native_args": None,
     "megatron_model_initialization": "pretrained",
@@ -147,6 +150,37 @@ def _validate_gpu_ids(trainer: list[int], inference: list[int], engine_args: Eng
         )
 
 
+def chat_template(config: InternalModelConfig) -> str | None:
+    """The Jinja template that replaces the model's own, given as text or as a file; None: the model's own.
+
+    Raises:
+        ConfigError: Both are given, or the file can't be read.
+    """
+    path = config.get("chat_template_path")
+    if path is None:
+        return config.get("chat_template")
+    if config.get("chat_template") is not None:
+        raise ConfigError("_internal_config has 'chat_template' and 'chat_template_path'; give one of them")
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"_internal_config['chat_template_path'] is {path!r}, which can't be read: {error}"
+        ) from error
+
+
+def _check_chat_template_kwargs(given: object) -> None:
+    """Refuse what JSON can't carry to the engine."""
+    try:
+        carried = json.loads(json.dumps(given, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"_internal_config['chat_template_kwargs'] is no JSON: {error}") from error
+    if not isinstance(given, dict) or carried != given:
+        raise ConfigError(
+            f"_internal_config['chat_template_kwargs'] is {given!r}; allowed: a dict of names to what JSON can carry"
+        )
+
+
 def validate_internal_config(config: Mapping[str, Any]) -> None:
     """Check the whole configuration; everything that can be refused is refused before anything starts.
 
@@ -162,7 +196,13 @@ def validate_internal_config(config: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"_internal_config has no key {key!r}; {nearest(key, InternalModelConfig.__annotations__)}"
             )
-    validate_dedicated_config(InternalModelConfig(**config))  # type: ignore[typeddict-item]
+    known = InternalModelConfig(**config)  # type: ignore[typeddict-item]
+    validate_dedicated_config(known)
+    chat_template(known)
+    _check_chat_template_kwargs(config.get("chat_template_kwargs", {}))
+    if config.get("chat_template_tool_schema_format", "default") not in ("default", "vllm_openai"):
+        seen = config["chat_template_tool_schema_format"]
+        raise ConfigError(f"chat_template_tool_schema_format is {seen!r}; allowed: 'default', 'vllm_openai'")
     for key, default in _NOT_YET.items():
         if config.get(key, default) != default:
             raise CapabilityError(f"_internal_config[{key!r}] is not implemented yet; leave it out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from art_core.backend import BackendSpec
-from art_core.client.dev import InternalModelConfig
+from art_core.client.dev import InternalModelConfig, chat_template
 from art_core.client.trainable import TrainableModel
 from art_core.config import LoRAConfig, Timeouts
 from art_core.protocols.engine import EngineSpec
@@ -31,7 +31,7 @@ def backend_spec(
         run: The run, locked.
         timeouts: The backend's.
     """
-    template = config.get("chat_template")
+    template = chat_template(config)
     return BackendSpec(
         name=model.name,
         run=run,
@@ -42,7 +42,7 @@ def backend_spec(
             log_path=run.log_directory / "engine.log",
             device_ids=_ids(config.get("inference_gpu_ids")),
             chat_template=template,
-            chat_template_kwargs=config.get("chat_template_kwargs") or {},
+            chat_template_kwargs=config.get("chat_template_kwargs", {}),
         ),
         trainer=TrainerSpec(
             base_model=base, lora=lora, device_ids=_ids(config.get("trainer_gpu_ids")), chat_template=template

@@ -39,7 +39,8 @@ class TrainerSpec:
     device_ids: tuple[int, ...] | None = None
     """GPUs to use; None: the trainer's choice."""
     chat_template: str | None = None
-    """Overrides the model's own Jinja template."""
+    """Overrides the model's own Jinja template. What was sampled is trained on as it was sampled, so a template only
+    shows which chats the run is about: core refuses an engine and a trainer that have not the same."""
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def test_the_policy_step_falls_back_to_the_trajectory_then_to_the_current_one(ca
     assert caplog.text.count("name no policy step") == 1
 
 
-@pytest.mark.parametrize("temperature", [0, 0.0, 1e-60])
+@pytest.mark.parametrize("temperature", [0, 0.0, 1e-60, 9e-6])
 def test_greedy_is_taken_as_temperature_1_and_said_once(temperature: float, caplog: pytest.LogCaptureFixture) -> None:
     tokenization._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, "art.tokenization"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from art_core.client.dev import (
     InternalModelConfig,
     PeftArgs,
+    chat_template,
     is_dedicated_mode,
     validate_dedicated_config,
     validate_internal_config,
@@ -63,7 +65,9 @@ def test_the_exact_texts(config: dict[str, Any], message: str) -> None:
             True,
         ),
         ({"vllm_runtime": {"mode": "managed"}, "rollout_weight_update_mode": "step_lora"}, False),
-        ({"chat_template": "{{ messages }}", "chat_template_kwargs": {"a": 1}}, False),
+        ({"chat_template": "{{ messages }}", "chat_template_kwargs": {"a": [1, {"b": None}]}}, False),
+        ({"chat_template_path": __file__, "chat_template_content_format": "auto"}, False),
+        ({"chat_template_tool_schema_format": "vllm_openai"}, False),
     ],
 )
 def test_what_is_accepted(config: InternalModelConfig, dedicated: bool) -> None:
@@ -86,7 +90,7 @@ def test_unknown_keys(config: dict[str, Any], message: str) -> None:
     "config",
     [
         {"rollout_weight_update_mode": "in_flight_lora"},
-        {"chat_template_path": "x.jinja"},
+        {"chat_template_content_format": "openai"},
         {"tinker_args": {"renderer_name": "x"}},
         {"megatron_model_initialization": "random"},
         {"vllm_runtime": {"mode": "external", "server_url": "http://x"}},
@@ -95,6 +99,30 @@ def test_unknown_keys(config: dict[str, Any], message: str) -> None:
 def test_what_is_not_there_yet_is_refused_and_not_ignored(config: dict[str, Any]) -> None:
     with pytest.raises(CapabilityError, match="is not implemented yet; leave"):
         validate_internal_config(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"chat_template": "a", "chat_template_path": __file__}, "'chat_template' and 'chat_template_path'; give one"),
+        ({"chat_template_path": "/no/such.jinja"}, "'/no/such.jinja', which can't be read"),
+        ({"chat_template_kwargs": {"now": object()}}, "['chat_template_kwargs'] is no JSON"),
+        ({"chat_template_kwargs": {"x": float("nan")}}, "['chat_template_kwargs'] is no JSON"),
+        ({"chat_template_kwargs": {1: 2}}, "['chat_template_kwargs'] is {1: 2}; allowed: a dict of names"),
+        ({"chat_template_kwargs": None}, "['chat_template_kwargs'] is None; allowed"),
+        ({"chat_template_tool_schema_format": "hf"}, "is 'hf'; allowed: 'default', 'vllm_openai'"),
+    ],
+)
+def test_what_is_said_of_a_chat_template(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        validate_internal_config(config)
+
+
+def test_a_chat_template_comes_as_text_or_as_a_file(tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("{{ é }}\n", "utf-8")
+    assert chat_template({}) is None
+    assert chat_template({"chat_template": "x"}) == "x"
+    assert chat_template({"chat_template_path": str(tmp_path / "chat.jinja")}) == "{{ é }}\n"
 
 
 def test_peft_args_says_what_to_write() -> None:

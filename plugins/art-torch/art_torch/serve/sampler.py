@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from art_core.tokenization import GREEDY_BELOW
 from art_torch.serve.sequence import Sequence, TokenLogprob
-
-_GREEDY_BELOW = 1e-5
-"""Temperatures below this are 0: dividing by them would overflow."""
 
 
 def sample(logits_RV: torch.Tensor, sequences: list[Sequence]) -> list[TokenLogprob]:
@@ -23,7 +21,7 @@ def sample(logits_RV: torch.Tensor, sequences: list[Sequence]) -> list[TokenLogp
     for row, sequence in enumerate(sequences):
         if sequence.sampled < sequence.sampling.min_tokens:
             logits_RV[row, list(sequence.sampling.stop_token_ids)] = float("-inf")
-    greedy = [s.temperature < _GREEDY_BELOW for s in settings]
+    greedy = [s.temperature < GREEDY_BELOW for s in settings]
     if any(s.temperature != 1.0 and not g for s, g in zip(settings, greedy, strict=True)):
         factors = [1.0 if g else 1.0 / s.temperature for s, g in zip(settings, greedy, strict=True)]
         logits_RV.mul_(torch.tensor(factors, device=logits_RV.device)[:, None])
