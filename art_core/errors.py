@@ -43,7 +43,8 @@ A message says what failed, the value seen, the values allowed and the next step
 Every class pickles, and crosses a process boundary as JSON (`to_wire`, `from_wire`).
 
 To add one: 1. put the class under its parent, one sentence as docstring; 2. add it to the tree above;
-3. `tests/architecture/test_errors.py` holds both together; 4. name it in `Raises:` where it is raised.
+3. `tests/architecture/test_errors.py` holds both together; 4. name it in `Raises:` where it is raised;
+5. provoke it in `tests/flow/test_errors_provoked.py`.
 """
 
 from __future__ import annotations
