@@ -14,6 +14,7 @@ from pathlib import Path
 
 from art_core.config import Environment
 from art_core.device import Machine, machine
+from art_core.environment import EnvironmentSpec, locate, missing
 from art_core.errors import PluginError
 from art_core.part import Part
 from art_core.plugins import KINDS, Kind, PluginReport, Plugins
@@ -73,6 +74,19 @@ class ChoiceState:
 
 
 @dataclass(frozen=True)
+class LibraryState:
+    """A part's library that may live in an interpreter of its own."""
+
+    name: str
+    """The part's name."""
+    interpreter: Path | None
+    """Where it would run; None: nowhere."""
+    versions: Mapping[str, str]
+    missing: str | None
+    """Why it can run nowhere here, and what to do about it; None where it can."""
+
+
+@dataclass(frozen=True)
 class Place:
     """A directory that runs write to."""
 
@@ -105,6 +119,7 @@ class Diagnosis:
     """``CUDA_VISIBLE_DEVICES``; None where it is not set."""
     packages: Sequence[Package]
     plugins: Sequence[PluginState]
+    libraries: Sequence[LibraryState]
     choices: Sequence[ChoiceState]
     places: Sequence[Place]
     problems: Sequence[Problem]
@@ -131,6 +146,7 @@ def examine(selections: Mapping[Kind, Selection], root: Path) -> Diagnosis:
         visible_gpus=environment.cuda_visible_devices,
         packages=packages,
         plugins=states,
+        libraries=[_library(spec, environment.cache) for spec in plugins.environments().values()],
         choices=choices,
         places=places,
         problems=problems,
@@ -154,6 +170,12 @@ def _part_state(plugins: Plugins, part: Part) -> PartState:
     (kind,) = (kind for kind, cls in KINDS.items() if isinstance(part, cls))
     options = tuple(part.options.model_fields)
     return PartState(kind, part.priority, part.contract_version, degrees, options, plugins.unusable(part))
+
+
+def _library(spec: EnvironmentSpec, cache: Path) -> LibraryState:
+    located = locate(spec, cache)
+    interpreter, versions = located or (None, {})
+    return LibraryState(spec.name, interpreter, versions, missing(spec, cache))
 
 
 def _choice(plugins: Plugins, kind: Kind, selection: Selection, environment: Environment) -> ChoiceState:

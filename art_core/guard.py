@@ -19,7 +19,7 @@ from art_core.process import attach_owner, close_in_forks, close_private, kill_g
 
 @contextmanager
 def guarded(argv: Sequence[str], variables: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """Run a command whose output is read here; it has ended with all its children when the block ends.
+    """Run a command whose output is read here; what still runs of it when the block ends is killed.
 
     Args:
         argv: The command.

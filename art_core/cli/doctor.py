@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from art_core.cli.table import gigabytes, say, show
+from art_core.cli.table import gigabytes, packages_text, say, show
 
 if TYPE_CHECKING:
     from art_core.doctor import Diagnosis, PluginState
@@ -75,6 +75,13 @@ def _print(found: Diagnosis, console: Console) -> None:
     packages = [(each.name, each.version or "missing", each.wanted or "-", each.by or "-") for each in found.packages]
     show(console, "packages", ("package", "version", "wanted", "by"), packages)
     show(console, "plugins", PLUGIN_COLUMNS, plugin_rows(found.plugins))
+    libraries = [
+        (each.name, str(each.interpreter or "none"), packages_text(each.versions), each.missing or "-")
+        for each in found.libraries
+    ]
+    if libraries:
+        columns = ("part", "interpreter", "version", "missing")
+        show(console, "libraries that may live in interpreters of their own", columns, libraries)
     choices = [(each.kind, each.name or "none", each.reason) for each in found.choices]
     show(console, "a run here would use", ("kind", "part", "why"), choices)
     for problem in found.problems:

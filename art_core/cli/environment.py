@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from art_core.cli.table import gigabytes, say, show
+from art_core.cli.table import gigabytes, packages_text, say, show
 
 if TYPE_CHECKING:
     from art_core.environment import EnvironmentSpec, EnvironmentState
@@ -102,7 +102,7 @@ def environment_rows(states: Sequence[EnvironmentState]) -> list[tuple[str, ...]
             each.name,
             each.device,
             each.python or "-",
-            ", ".join(f"{name} {version}" for name, version in each.library.items()) or "-",
+            packages_text(each.library),
             gigabytes(each.size_bytes),
             each.created or "-",
             f"no: {each.unused}" if each.unused else "yes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +35,11 @@ def show(console: Console, title: str, columns: Sequence[str], rows: Sequence[Se
 def say(console: Console, line: str) -> None:
     """Print a line as it is: not wrapped, not coloured, brackets kept."""
     console.print(Text(line), soft_wrap=True, highlight=False)
+
+
+def packages_text(versions: Mapping[str, str]) -> str:
+    """Packages and their versions on one line."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) or "-"
 
 
 def gigabytes(size_bytes: int | None) -> str:

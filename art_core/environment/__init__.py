@@ -5,7 +5,7 @@ builds a virtual environment from one, once; `interpreter` says where the librar
 """
 
 from art_core.environment.build import create
-from art_core.environment.choice import interpreter, missing
+from art_core.environment.choice import interpreter, locate, missing
 from art_core.environment.inventory import EnvironmentState, check, list_environments, remove
 from art_core.environment.spec import EnvironmentSpec
 
@@ -16,6 +16,7 @@ __all__ = [
     "create",
     "interpreter",
     "list_environments",
+    "locate",
     "missing",
     "remove",
 ]

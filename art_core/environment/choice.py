@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from art_core.device import driver_is_loaded
 from art_core.environment.built import BuiltEnvironment, Place, places
 from art_core.environment.own import with_own
-from art_core.environment.spec import EnvironmentSpec, misfit, misfit_here, pinned_set
+from art_core.environment.spec import EnvironmentSpec, misfit, misfit_here, pinned_set, versions_here
 from art_core.errors import PluginUnusableError
 
 
@@ -47,6 +48,20 @@ def missing(spec: EnvironmentSpec, cache: Path, device: str | None = None) -> st
     if misfit_here(spec) is None or find(spec, cache, device) is not None:
         return None
     return _reason(spec, cache, device)
+
+
+def locate(spec: EnvironmentSpec, cache: Path) -> tuple[Path, Mapping[str, str]] | None:
+    """Where a part's library would run, and its versions there; None where it can run nowhere. Changes nothing.
+
+    Args:
+        spec: What the library needs.
+        cache: Where managed environments are kept.
+    """
+    if misfit_here(spec) is None:
+        return Path(sys.executable), versions_here(spec)
+    found = find(spec, cache)
+    built = found.built() if found else None
+    return (found.python, built.library) if found and built else None
 
 
 def find(spec: EnvironmentSpec, cache: Path, device: str | None = None) -> Place | None:

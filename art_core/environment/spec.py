@@ -125,11 +125,16 @@ def misfit(spec: EnvironmentSpec, installed: Mapping[str, str]) -> str | None:
 
 def misfit_here(spec: EnvironmentSpec) -> str | None:
     """Why this interpreter does not hold the library; None where it does. Imports nothing of it."""
-    reason = misfit(spec, {name: found for name in spec.library if (found := _version(name))})
+    reason = misfit(spec, versions_here(spec))
     absent = [module for module in spec.modules if find_spec(module) is None]
     if reason is None and absent:
         reason = f"{', '.join(absent)} can't be imported"
     return reason
+
+
+def versions_here(spec: EnvironmentSpec) -> dict[str, str]:
+    """What this interpreter holds of the library: distribution to version."""
+    return {name: found for name in spec.library if (found := _version(name))}
 
 
 def _lines(text: str) -> Iterator[str]:
