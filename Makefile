@@ -1,10 +1,11 @@
-# Everything on a fresh checkout: `make demo`, `make test`. All set-up happens in .venv; nothing else is touched.
+# Everything on a fresh checkout: `make demo`, `make test`. All set-up happens in .venv and in ~/.cache/art (ART_CACHE).
 
 PYTHON ?= $(shell for each in python3.11 python3; do $$each -c '' 2>/dev/null && echo $$each && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOG := $(VENV)/install.log
+PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml contrib/*/pyproject.toml)))
 
 # Fast to slow, so that a broken rule shows in seconds; a folder not named here comes last.
 ORDER := $(addprefix tests/,architecture art_core plugins flow faults)
@@ -12,7 +13,7 @@ FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
 TESTS := $(filter $(FOLDERS),$(ORDER)) $(filter-out $(ORDER),$(FOLDERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all envs lint bench clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,9 +24,11 @@ demo: $(STAMP) ## Train a real 135M model on this machine; e.g. make demo ARGS="
 test: lint ## Linters, types, import arrows, then every test not marked heavy
 	$(BIN)/pytest -m "not heavy" $(TESTS)
 
-test-all: $(STAMP) ## The tests marked heavy: minutes long, or with an environment of their own
-	@$(BIN)/pytest -m heavy --collect-only -q $(TESTS) >/dev/null 2>&1; \
-	if [ $$? -eq 5 ]; then echo "test-all: no test is marked heavy"; else $(BIN)/pytest -m heavy $(TESTS); fi
+test-all: envs ## The tests marked heavy: minutes long, or with an environment of their own
+	$(BIN)/pytest -m heavy $(TESTS)
+
+envs: $(STAMP) ## The interpreters of their own that engines and trainers need, built once in ~/.cache/art (gigabytes)
+	$(BIN)/art env create --all --device cpu
 
 lint: $(STAMP) ## Ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .
@@ -40,11 +43,11 @@ clean: ## Remove .venv, caches and build outputs; runs (.art) are kept
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml plugins/art-torch/pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(PLUGINS:%=%/pyproject.toml) constraints.txt
 	@$(or $(PYTHON),python3) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ART needs Python 3.11 or newer; try: make PYTHON=/path/to/python3.11")'
 	@echo "setting up $(VENV) with $$($(PYTHON) --version) (PyTorch included, so this takes a minute or two; later calls skip it)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-		-e '.[demo,test]' -e plugins/art-torch >$(LOG) 2>&1 \
+		-e '.[demo,test]' $(PLUGINS:%=-e %) >$(LOG) 2>&1 \
 		|| { cat $(LOG); echo "set-up failed; what pip said is above and in $(LOG)"; exit 1; }
 	@touch $@

@@ -28,20 +28,25 @@ COLUMNS = ("environment", "device", "python", "library", "size", "built", "in us
 
 @app.command()
 def create(
-    name: Name,
+    name: Annotated[str | None, typer.Argument(help="The part's name, as in `art plugins list`.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Build for every installed part that declares one.")] = False,
     device: Device = None,
     python: Annotated[str | None, typer.Option(help="Interpreter to build it with; default: this one.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be installed, and where.")] = False,
 ) -> None:
     """Build a part's environment with venv and pip, unless it stands already. Prints its interpreter at the end."""
     from art_core.environment import create as create_environment
+    from art_core.errors import ConfigError
 
+    if (name is None) != every:
+        raise ConfigError("name one part, or give --all")
     console = Console()
-    made = create_environment(
-        _spec(name), _cache(), device, python=python, dry_run=dry_run, report=lambda line: say(console, line)
-    )
-    if not dry_run:
-        say(console, str(made))
+    for spec in _specs().values() if name is None else [_spec(name)]:
+        made = create_environment(
+            spec, _cache(), device, python=python, dry_run=dry_run, report=lambda line: say(console, line)
+        )
+        if not dry_run:
+            say(console, str(made))
 
 
 @app.command(name="list")
