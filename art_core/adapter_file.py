@@ -28,6 +28,8 @@ PREFIX = "base_model.model."
 _PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 _CONFIG_LIMIT_BYTES = 1 << 20
 _HEADER_LIMIT_BYTES = 16 << 20
+_LIMIT_BYTES = 16 << 30
+"""Of an adapter whose base is not at hand."""
 _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 _IN_A_LAYER = re.compile(r"\.\d+\..+\.weight$")
 _REFUSED = {
@@ -102,12 +104,12 @@ def adaptable_modules(base_model: Path) -> dict[str, Site]:
     return sites
 
 
-def read_adapter(directory: Path, sites: Mapping[str, Site], lora_rank: int) -> AdapterFile:
+def read_adapter(directory: Path, sites: Mapping[str, Site] | None, lora_rank: int) -> AdapterFile:
     """Read and check an adapter.
 
     Args:
         directory: Holds adapter_config.json and adapter_model.safetensors.
-        sites: The base model's adaptable modules by name.
+        sites: The base model's adaptable modules by name; None where the base is not at hand: any modules will do.
         lora_rank: Largest rank allowed.
 
     Raises:
@@ -118,10 +120,9 @@ def read_adapter(directory: Path, sites: Mapping[str, Site], lora_rank: int) -> 
     rank = config["r"]
     if rank > lora_rank:
         raise _corrupt(f"{ADAPTER_CONFIG}: rank r is {rank}; allowed here: 1 to {lora_rank}")
-    largest = 4 * lora_rank * sum(site.in_features + site.out_features for site in sites.values())
-    pairs = _pair(_tensors(read_bytes(directory / ADAPTER, largest + _HEADER_LIMIT_BYTES)))
-    for name, (a, b) in pairs.items():
-        _check_pair(name, (a, b), sites.get(name), rank)
+    pairs = _pair(_tensors(read_bytes(directory / ADAPTER, _largest_bytes(sites, lora_rank))))
+    for name, pair in pairs.items():
+        _check_pair(name, pair, _own_site(pair) if sites is None else sites.get(name), rank)
     scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
     return AdapterFile(rank, scale, pairs)
 
@@ -205,6 +206,17 @@ def _tensors(data: bytes) -> dict[str, RawTensor]:
     return {name: RawTensor(entry["dtype"], tuple(entry["shape"]), entry["data"]) for name, entry in entries}
 
 
+def _largest_bytes(sites: Mapping[str, Site] | None, lora_rank: int) -> int:
+    if sites is None:
+        return _LIMIT_BYTES
+    return 4 * lora_rank * sum(site.in_features + site.out_features for site in sites.values()) + _HEADER_LIMIT_BYTES
+
+
+def _own_site(pair: tuple[RawTensor, RawTensor]) -> Site | None:
+    a, b = (tensor.shape for tensor in pair)
+    return Site(a[1], b[0]) if len(a) == len(b) == 2 else None
+
+
 def _pair(tensors: Mapping[str, RawTensor]) -> dict[str, tuple[RawTensor, RawTensor]]:
     names = set()
     for key in tensors:
@@ -226,7 +238,7 @@ def _pair(tensors: Mapping[str, RawTensor]) -> dict[str, tuple[RawTensor, RawTen
 
 def _check_pair(name: str, pair: tuple[RawTensor, RawTensor], site: Site | None, rank: int) -> None:
     if site is None:
-        raise _corrupt(f"{ADAPTER}: module {name!r} is no adaptable linear module of the base model")
+        raise _corrupt(f"{ADAPTER}: module {name!r} is no linear module of the base model that can be adapted")
     for kind, tensor, shape in zip("AB", pair, ((rank, site.in_features), (site.out_features, rank)), strict=True):
         what = f"{ADAPTER}: tensor {PREFIX}{name}.lora_{kind}.weight"
         if tensor.shape != shape:

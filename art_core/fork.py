@@ -8,8 +8,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from art_core.adapter_file import adaptable_modules, read_adapter
 from art_core.base_model import BaseIdentity, base_digest
-from art_core.checkpoint import Checkpoint, StoredCheckpoint, write_manifest
+from art_core.checkpoint import ADAPTER_CONFIG, Checkpoint, StoredCheckpoint, verify, write_manifest
 from art_core.config import LoRAConfig
 from art_core.errors import CheckpointCorruptError, CheckpointNotFoundError, ConfigError
 from art_core.protocols.store import CheckpointStore
@@ -58,12 +59,14 @@ async def fork_checkpoint(store: CheckpointStore, source: ForkSource, target: Fo
     Raises:
         ConfigError: A name is not a plain one, base model or LoRA shape differ, or the target has steps already.
         CheckpointNotFoundError: The source has no such step.
-        CheckpointCorruptError: A file differs from its manifest, or is not what its name says.
+        CheckpointCorruptError: A file differs from its manifest, is not what its name says, or holds an adapter that
+            is not finite or of other shapes than the target's base model needs.
         RunLockedError: Another process holds the target.
         StoreError: The system refuses.
     """
     original = await find_checkpoint(store, source)
     await asyncio.to_thread(_require_same, source, original, target)
+    await asyncio.to_thread(_require_fit, original, target)
     run = RunDirectory.create_or_open(target.root, target.project, target.run, target.base_model, target.lora)
     try:
         standing = await store.list(run.path)
@@ -75,7 +78,6 @@ async def fork_checkpoint(store: CheckpointStore, source: ForkSource, target: Fo
         directory = run.stage()
         try:
             copy = await store.fetch(original, directory)
-            await asyncio.to_thread(_require_arrays, copy)
             return await store.commit(run.path, await asyncio.to_thread(_rename, copy, source, run.name))
         finally:
             run.discard(directory)
@@ -121,20 +123,39 @@ def _require_same(source: ForkSource, original: StoredCheckpoint, target: ForkTa
             )
 
 
-def _require_arrays(checkpoint: Checkpoint) -> None:
-    """Refuse what only calls itself safetensors; shapes are the trainer's and the engine's to check."""
-    for name in checkpoint.manifest.files:
-        path = checkpoint.directory / name
-        if path.suffix == ".safetensors":
-            try:
-                with safe_open(path, framework="numpy"):
-                    pass
-            except SafetensorError as error:
-                raise CheckpointCorruptError(
-                    f"{path.name} of run {checkpoint.manifest.run!r} step {checkpoint.manifest.step} is no safetensors "
-                    f"file: {error}; fork another step",
-                    stage="checkpoint",
-                ) from error
+def _require_fit(original: StoredCheckpoint, target: ForkTarget) -> None:
+    """Refuse files that differ from the manifest, call themselves safetensors only, or don't fit the target's model."""
+    try:
+        verify(original.directory, original.manifest)
+        _require_adapter(original.directory, target)
+        for name in original.manifest.files:
+            if name.endswith(".safetensors"):
+                _require_arrays(original.directory / name)
+    except CheckpointCorruptError as error:
+        raise CheckpointCorruptError(
+            f"run {original.run!r} step {original.step} can't be forked: {error}; fork another step",
+            stage="checkpoint",
+        ) from error
+
+
+def _require_adapter(directory: Path, target: ForkTarget) -> None:
+    """A base model that is a hub's name is not at hand: its modules are then left to engine and trainer to compare."""
+    base, lora = Path(target.resolved_model), target.lora
+    sites = adaptable_modules(base) if base.is_dir() else {}
+    adapter = read_adapter(directory, sites or None, lora.rank)
+    if (adapter.rank, adapter.scale) != (lora.rank, lora.alpha / lora.rank):
+        raise CheckpointCorruptError(
+            f"{ADAPTER_CONFIG} has rank {adapter.rank} and scale {adapter.scale:g}; its run was made with rank "
+            f"{lora.rank} and scale {lora.alpha / lora.rank:g}"
+        )
+
+
+def _require_arrays(path: Path) -> None:
+    try:
+        with safe_open(path, framework="numpy"):
+            return
+    except SafetensorError as error:
+        raise CheckpointCorruptError(f"{path.name} is no safetensors file: {error}") from error
 
 
 def _rename(copy: Checkpoint, source: ForkSource, run: str) -> Checkpoint:

@@ -18,9 +18,12 @@ BASE = BaseIdentity(name="tiny", digest="0" * 64)
 def write_step_files(directory: Path, seed: int) -> None:
     """Write the four files of a step; the same seed gives the same bytes."""
     random = np.random.default_rng(seed)
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    shapes = {f"{module}.lora_A.weight": (8, 32), f"{module}.lora_B.weight": (32, 8)}
     for name in (ADAPTER, OPTIMIZER):
-        (directory / name).write_bytes(save({"a": random.standard_normal((8, 32)).astype(np.float32)}))
-    (directory / ADAPTER_CONFIG).write_text(f'{{"r": 8, "seed": {seed}}}')
+        tensors = {key: random.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
+        (directory / name).write_bytes(save(tensors))
+    (directory / ADAPTER_CONFIG).write_text(f'{{"r": 8, "lora_alpha": 16.0, "seed": {seed}}}')
     tokens = random.integers(0, 100, 6).astype(np.int32)
     logprobs = random.standard_normal(6).astype(np.float32)
     Probe((tokens,), (np.arange(6) > 2,), (logprobs,), (logprobs * 2,)).write(directory / PROBE)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from art_core.base_model import BaseIdentity, base_digest
 from art_core.builtin.file import FileStore
-from art_core.checkpoint import ADAPTER, MANIFEST, Checkpoint, verify, write_manifest
+from art_core.checkpoint import ADAPTER, MANIFEST, OPTIMIZER, Checkpoint, verify, write_manifest
 from art_core.config import LoRAConfig
 from art_core.errors import (
     CheckpointCorruptError,
+    CheckpointError,
     CheckpointNotFoundError,
     ConfigError,
     RunLockedError,
@@ -21,6 +25,7 @@ from art_core.errors import (
 )
 from art_core.fork import ForkSource, ForkTarget, fork_checkpoint
 from art_core.run import RunDirectory
+from art_core.testing.adapter import DAMAGES, AdapterShape, edit_config, edit_tensors, write_adapter
 from tests.staged import BASE, stage_step
 
 store = FileStore()
@@ -53,6 +58,17 @@ def new_steps(root: Path) -> list[str]:
     """Everything below the new run's checkpoints, what starts with a dot included."""
     checkpoints = root / "p/models/new/checkpoints"
     return sorted(path.name for path in checkpoints.iterdir()) if checkpoints.exists() else []
+
+
+def describe_again(directory: Path, base: BaseIdentity = BASE) -> Checkpoint:
+    """Write the manifest that fits the files."""
+    manifest = (directory / MANIFEST).read_bytes()
+    (directory / MANIFEST).unlink()
+    try:
+        return write_manifest(directory, run="old", step=5, base_model=base)
+    except CheckpointError:
+        (directory / MANIFEST).write_bytes(manifest)
+        raise
 
 
 @pytest.mark.parametrize(("limit", "step"), [(None, 5), (5, 5), (4, 2), (1, 1), (0, 0)])
@@ -156,10 +172,10 @@ class TestRefused:
     async def test_a_pickle_under_a_safe_name(self, root: Path) -> None:
         directory = old_step(root, 5)
         (directory / ADAPTER).write_bytes(pickle.dumps({"weight": [0.0] * 100}))
-        manifest = json.loads((directory / MANIFEST).read_text())
-        (directory / MANIFEST).unlink()
-        write_manifest(directory, run="old", step=5, base_model=BASE, parent=manifest["parent"])
-        await self.refuse(root, CheckpointCorruptError, f"{ADAPTER} of run 'old' step 5 is no safetensors file")
+        describe_again(directory)
+        await self.refuse(
+            root, CheckpointCorruptError, "run 'old' step 5 can't be forked: .*header.*; fork another step"
+        )
 
     async def test_a_pickle_under_its_own_name(self, root: Path) -> None:
         directory = old_step(root, 5)
@@ -169,6 +185,38 @@ class TestRefused:
         (directory / MANIFEST).write_text(json.dumps(manifest))
         forked = await fork_checkpoint(store, source(root), target(root))
         assert forked.step == 2, "a manifest that names a pickle is no manifest"
+
+    async def test_an_optimizer_that_is_no_safetensors(self, root: Path) -> None:
+        directory = old_step(root, 5)
+        (directory / OPTIMIZER).write_bytes(pickle.dumps({"step": 1}))
+        describe_again(directory)
+        await self.refuse(root, CheckpointCorruptError, f"{OPTIMIZER} is no safetensors file")
+
+    @pytest.mark.parametrize("damage", [*DAMAGES, "another scale"])
+    async def test_a_hostile_adapter_under_a_manifest_that_fits_it(
+        self, tiny_model: Path, tmp_path: Path, damage: str
+    ) -> None:
+        """Whoever wrote the files wrote the manifest too. Nothing of the new run is there afterwards."""
+        given = {"base_model": str(tiny_model), "resolved_model": str(tiny_model)}
+        run = RunDirectory.create_or_open(tmp_path, "p", "old", str(tiny_model), LoRAConfig())
+        checkpoint = stage_step(run.path, 5)
+        write_adapter(tiny_model, checkpoint.directory, AdapterShape(rank=8, alpha=16.0))
+        identity = BaseIdentity(name=str(tiny_model), digest=base_digest(tiny_model))
+        await store.commit(run.path, describe_again(checkpoint.directory, identity))
+        run.close()
+        await fork_checkpoint(store, source(tmp_path), target(tmp_path, run="sound", **given))
+        damages = {**DAMAGES, "another scale": lambda directory: edit_config(directory, lora_alpha=1000.0)}
+        damages[damage](old_step(tmp_path, 5))
+        with suppress(CheckpointError):  # what no manifest can name stays under the old one
+            describe_again(old_step(tmp_path, 5), identity)
+        with pytest.raises((CheckpointCorruptError, CheckpointNotFoundError)):
+            await fork_checkpoint(store, source(tmp_path), target(tmp_path, **given))
+        assert not (tmp_path / "p/models/new").exists()
+
+    async def test_without_the_base_at_hand_values_and_ranks_are_checked(self, root: Path) -> None:
+        edit_tensors(old_step(root, 5), lambda tensors: tensors[min(tensors)].fill(np.nan))
+        describe_again(old_step(root, 5))
+        await self.refuse(root, CheckpointCorruptError, "holds values that are not finite")
 
     async def test_a_copy_that_fails_half_way(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         async def full(self: FileStore, run: Path, checkpoint: Checkpoint) -> None:
