@@ -105,8 +105,9 @@ def mark(answer: dict[str, Any], served: Served) -> None:
 class StreamMarker:
     """Marks a stream of server-sent events as they pass.
 
-    Chunks are parsed, and carry the same extras as a whole completion, until every choice has begun; of later
-    chunks only `model` is replaced, in their bytes. So a choice's first chunk always says who answered.
+    Chunks are parsed, and carry the same extras as a whole completion, until every choice has begun: so a choice's
+    first chunk always says who answered. Of later chunks only `model` is to be right. Most engines write the name
+    that they were asked for, which is ours: then all that is left of a stream passes as it is.
 
     Args:
         served: Who answers.
@@ -118,6 +119,8 @@ class StreamMarker:
         self._model = rb"\g<1>" + json.dumps(served.name).encode().replace(b"\\", b"\\\\")
         self._choices = choices
         self._seen: set[int] = set()
+        self._passes = True
+        """Whether every chunk so far had the name already."""
         self._tail = b""
 
     def feed(self, data: bytes) -> bytes:
@@ -126,19 +129,27 @@ class StreamMarker:
         Args:
             data: Any cut of the stream.
         """
-        *lines, self._tail = (self._tail + data).split(b"\n")
-        return b"".join(self._line(line) + b"\n" for line in lines)
+        whole, end, self._tail = (self._tail + data).rpartition(b"\n")
+        if not end or (self._begun and self._passes):
+            return whole + end
+        return b"".join([self._line(line) + b"\n" for line in whole.split(b"\n")])
 
     def end(self) -> bytes:
         """What is left when the stream is over."""
         return self._line(self._tail)
 
+    @property
+    def _begun(self) -> bool:
+        return len(self._seen) >= self._choices
+
     def _line(self, line: bytes) -> bytes:
         if not line.startswith(b"data:") or b"{" not in line:
             return line
-        if len(self._seen) >= self._choices:
-            return _MODEL.sub(self._model, line, count=1)
+        if self._begun:
+            return line if self._passes else _MODEL.sub(self._model, line, count=1)
         chunk = json.loads(line[5:])
+        if chunk.get("choices"):
+            self._passes = self._passes and chunk.get("model") == self._served.name
         mark(chunk, self._served)
         self._seen.update(choice["index"] for choice in chunk.get("choices", ()))
         return b"data: " + dump(chunk)

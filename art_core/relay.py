@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Coroutine
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from art_core.completion import Served, StreamMarker, choice_count, dump, mark, with_defaults
-from art_core.engine_client import EngineClient
+from art_core.engine_client import Answer, EngineClient
 from art_core.errors import EngineUnavailableError, NoRouteError
 from art_core.route import Lease, RouteTable
-
-_log = logging.getLogger("art.gateway")
 
 
 @dataclass(frozen=True)
@@ -57,10 +51,11 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        try:
-            payload = json.loads(await Request(scope, receive).body())
-        except ClientDisconnect:
+        body = await _body(receive)
+        if body is None:
             return
+        try:
+            payload = json.loads(body)
         except ValueError as error:
             await failure(400, f"the body is not JSON: {error}", "invalid_json")(scope, receive, send)
             return
@@ -102,31 +97,29 @@ class Completions:
         except _ENDS as error:
             await _send(send, self._down(error))
             return
-        async with aclosing(answer):
-            if answer.status_code == 200 and call.request.get("stream"):
+        with answer:
+            if answer.status == 200 and call.request.get("stream"):
                 await self._relay(answer, StreamMarker(call.served, choice_count(call.request)), send)
             else:
                 await _send(send, await self._whole(answer, call.served))
 
-    async def _whole(self, answer: httpx.Response, served: Served) -> Response:
+    async def _whole(self, answer: Answer, served: Served) -> Response:
         try:
-            body = await answer.aread()
+            body = await answer.read()
         except _ENDS as error:
             return self._down(error)
-        if answer.status_code == 200:
+        if answer.status == 200:
             completion = json.loads(body)
             mark(completion, served)
             body = dump(completion)
-        media_type = answer.headers.get("content-type", "application/json")
-        return Response(body, answer.status_code, media_type=media_type)
+        return Response(body, answer.status, headers={"content-type": answer.content_type.decode("latin-1")})
 
-    async def _relay(self, answer: httpx.Response, marker: StreamMarker, send: Send) -> None:
+    async def _relay(self, answer: Answer, marker: StreamMarker, send: Send) -> None:
         """Pass a stream on as it comes; one that breaks off ends with an error event, never as if it were whole."""
-        media_type = answer.headers.get("content-type", "text/event-stream").encode()
-        headers = [(b"content-type", media_type), (b"cache-control", b"no-cache")]
+        headers = [(b"content-type", answer.content_type), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
-            async for data in answer.aiter_raw():
+            async for data in answer.body():
                 if marked := marker.feed(data):
                     await send(_chunk(marked))
             last = marker.end()
@@ -139,7 +132,7 @@ class Completions:
 
 
 # cancelled: the client has gone, and is told nothing; or the gateway closes, and the client is told so
-_ENDS = (EngineUnavailableError, httpx.TransportError, asyncio.CancelledError)
+_ENDS = (EngineUnavailableError, asyncio.CancelledError)
 
 
 def _chunk(body: bytes, *, more: bool = True) -> Message:
@@ -156,6 +149,16 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
+async def _body(receive: Receive) -> bytes | None:
+    """A request's whole body; None: the client has gone."""
+    parts = []
+    while (message := await receive())["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+    return None
+
+
 def engine_down(error: BaseException, retry_after_s: int | None) -> Response:
     """503, at once: there is no engine, or its socket is closed or silent, or the gateway is closing.
 
@@ -165,11 +168,8 @@ def engine_down(error: BaseException, retry_after_s: int | None) -> Response:
     """
     if isinstance(error, asyncio.CancelledError):
         message, retry_after_s = "the gateway is closing; the answer is not whole", 1
-    elif isinstance(error, EngineUnavailableError):
-        message = str(error)
     else:
-        message = f"the engine does not answer ({error!r}); try again"
-        _log.warning("the engine does not answer: %r", error)
+        message = str(error)
     body = _error(message, "server_error", "engine_unavailable")
     # the second is OpenAI's way to stop their clients, who else ask again at once
     headers = {"x-should-retry": "false"} if retry_after_s is None else {"retry-after": str(retry_after_s)}

@@ -14,12 +14,12 @@ from art_core.completion import Served, StreamMarker, choice_count, mark, with_d
 SERVED = Served("agent@7", 7, 0.5)
 
 
-def stream(texts: list[str], **dumps: object) -> bytes:
+def stream(texts: list[str], model: str = 'engine"s', **dumps: object) -> bytes:
     """A stream of one choice that carries those texts, as an engine writes it."""
     lines = [b": a comment"]
     for text in texts:
         choice = {"index": 0, "delta": {"content": text}, "logprobs": None}
-        data = {"id": "c", "model": 'engine"s', "choices": [choice], "usage": None}
+        data = {"id": "c", "model": model, "choices": [choice], "usage": None}
         lines.append(b"data: " + json.dumps(data, **dumps).encode())
     return b"\n\n".join([*lines, b"data: [DONE]", b""])
 
@@ -39,11 +39,12 @@ def run(data: bytes, cuts: list[int], choices: int = 1) -> bytes:
     st.lists(st.integers(0, 5000), max_size=8),
     st.sampled_from([(",", ":"), (", ", ": ")]),
     st.booleans(),
+    st.sampled_from(['engine"s', SERVED.name]),
 )
 def test_whatever_the_text_and_however_the_stream_is_cut_only_our_fields_change(
-    texts: list[str], cuts: list[int], separators: tuple[str, str], ascii_only: bool
+    texts: list[str], cuts: list[int], separators: tuple[str, str], ascii_only: bool, model: str
 ) -> None:
-    data = stream(texts, separators=separators, ensure_ascii=ascii_only)
+    data = stream(texts, model, separators=separators, ensure_ascii=ascii_only)
     seen, sent = chunks(run(data, cuts)), chunks(data)
     assert seen[0]["choices"][0].pop("policy_step") == 7
     assert seen[0]["choices"][0].pop("temperature") == 0.5
@@ -59,6 +60,14 @@ def test_every_line_that_is_whole_passes_at_once() -> None:
     marker, data = StreamMarker(SERVED, 1), stream(["a", "b"])
     first = data.index(b"\n\n", data.index(b"data:")) + 2
     assert marker.feed(data[:first]).endswith(b"}\n\n")
+
+
+def test_a_line_that_broke_off_is_never_sent() -> None:
+    """Else an error event after it would be part of it."""
+    data = stream(["a", "b"], SERVED.name)
+    marker = StreamMarker(SERVED, 1)
+    cut = data.rindex(b"data: {") + 12
+    assert marker.feed(data[:cut]).endswith(b"}\n\n")
 
 
 def test_events_that_end_with_carriage_returns_are_events_still() -> None:

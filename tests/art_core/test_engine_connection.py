@@ -1,0 +1,262 @@
+"""HTTP to an engine, byte by byte: a server on a real socket that answers by script."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from art_core.engine_connection import Connection, ConnectionPool, Origin
+from art_core.errors import EngineUnavailableError
+
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc"
+
+
+@asynccontextmanager
+async def serving(script: Script) -> AsyncIterator[tuple[Origin, list[object]]]:
+    """A server whose connections run the script one after another; the list has one entry per connection."""
+    seen: list[object] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(writer)
+        try:
+            await script(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return  # the client has gone, as some tests want
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        origin, path = Origin.of(f"http://127.0.0.1:{port}/x/")
+        assert path == "/x"
+        yield origin, seen
+
+
+async def ask(pool: ConnectionPool, origin: Origin, body: bytes = b"") -> tuple[Connection, bytes]:
+    connection = await pool.take(origin)
+    connection.request(b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(body), body)
+    await connection.head()
+    return connection, b"".join([data async for data in connection.body()])
+
+
+async def request(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    return await reader.readexactly(int(head.rsplit(b":", 1)[1]))
+
+
+def answering(answer: bytes, *, bytewise: bool = False) -> Script:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await request(reader)
+            for piece in [answer[i : i + 1] for i in range(len(answer))] if bytewise else [answer]:
+                writer.write(piece)
+                await writer.drain()
+                if bytewise:
+                    await asyncio.sleep(0)
+
+    return script
+
+
+POOL_S = 5.0
+
+
+@pytest.mark.parametrize("bytewise", [False, True])
+@pytest.mark.parametrize(
+    ("answer", "status", "kind", "body"),
+    [
+        (CHUNKED + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", 200, b"text/event-stream", b"abcde"),
+        (WHOLE, 200, b"application/json", b"abc"),
+        (b"HTTP/1.1 503 No\r\nCONTENT-TYPE: a/b\r\ncontent-length: 0\r\n\r\n", 503, b"a/b", b""),
+    ],
+)
+async def test_answers_are_read_however_they_come_and_the_connection_is_kept(
+    answer: bytes, status: int, kind: bytes, body: bytes, bytewise: bool
+) -> None:
+    pool = ConnectionPool(POOL_S, POOL_S)
+    async with serving(answering(answer, bytewise=bytewise)) as (origin, connections):
+        for _ in range(3):
+            connection, got = await ask(pool, origin, b"x" * 5)
+            assert (*await connection.head(), got) == (status, kind, body)
+            assert connection.reusable
+            pool.give(origin, connection)
+        assert len(connections) == 1
+        pool.close()
+        assert connection.closed
+
+
+async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await request(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc")
+
+
+async def unframed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await request(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\nab")
+    await writer.drain()
+    writer.write(b"c")
+
+
+@pytest.mark.parametrize("script", [closing, unframed])
+async def test_a_connection_that_the_engine_does_not_keep_is_not_kept(script: Script) -> None:
+    pool = ConnectionPool(POOL_S, POOL_S)
+    async with serving(script) as (origin, connections):
+        for _ in range(2):
+            connection, got = await ask(pool, origin)
+            assert got == b"abc" and not connection.reusable
+            pool.give(origin, connection)
+            assert connection.closed
+        assert len(connections) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"", "it closed the connection"),
+        (b"HTTP/1.1 200 OK\r\ncontent-le", "it closed the connection"),
+        (b"SSH-2.0-OpenSSH\r\n", "what it sent is no HTTP"),
+    ],
+)
+async def test_an_answer_that_does_not_come(answer: bytes, why: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(answer)
+
+    pool = ConnectionPool(POOL_S, POOL_S)
+    async with serving(script) as (origin, _):
+        connection = await pool.take(origin)
+        connection.request(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n", b"")
+        with (
+            caplog.at_level(logging.WARNING, "art.gateway"),
+            pytest.raises(EngineUnavailableError, match=rf"does not answer \({why}.*try again"),
+        ):
+            await connection.head()
+        assert connection.closed and why in caplog.text
+        pool.give(origin, connection)
+
+
+@pytest.mark.parametrize("rest", [b"5\r\nab", b"zz\r\n"])
+async def test_what_came_of_a_body_that_breaks_off_is_handed_on_first(rest: bytes) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(CHUNKED + b"3\r\nabc\r\n" + rest)
+
+    pool, got = ConnectionPool(POOL_S, POOL_S), b""
+    async with serving(script) as (origin, _):
+        connection = await pool.take(origin)
+        connection.request(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n", b"")
+        await connection.head()
+        with pytest.raises(EngineUnavailableError):
+            async for data in connection.body():
+                got += data
+    assert got.startswith(b"abc")
+
+
+async def test_silence_is_given_up_and_a_slow_answer_is_not() -> None:
+    silent = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(CHUNKED)
+        for _ in range(4):
+            await asyncio.sleep(0.15)
+            writer.write(b"1\r\na\r\n")
+        await silent.wait()
+
+    pool, got = ConnectionPool(POOL_S, 0.4), b""
+    async with serving(script) as (origin, _):
+        connection = await pool.take(origin)
+        connection.request(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n", b"")
+        await connection.head()
+        with pytest.raises(EngineUnavailableError, match=r"nothing came for 0\.4 s"):
+            async for data in connection.body():
+                got += data
+        silent.set()
+    assert got == b"aaaa"
+
+
+async def test_a_body_that_is_not_taken_holds_the_engine_back() -> None:
+    sent, size = 0, 1 << 16
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await request(reader)
+        writer.write(CHUNKED)
+        for _ in range(1000):
+            writer.write(b"%x\r\n" % size + b"x" * size + b"\r\n")
+            sent += size
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+
+    pool = ConnectionPool(POOL_S, 1)
+    async with serving(script) as (origin, _):
+        connection = await pool.take(origin)
+        connection.request(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n", b"")
+        await connection.head()
+        before = -1
+        while sent != before:  # it goes on until every buffer on the way is full
+            before = sent
+            await asyncio.sleep(0.2)
+        assert sent < 32 << 20
+        assert sum([len(data) async for data in connection.body()]) == 1000 * size
+        assert connection.reusable
+        pool.give(origin, connection)
+        pool.close()
+
+
+async def test_an_engine_that_closed_a_kept_connection_is_asked_over_a_new_one() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(WHOLE)
+
+    pool = ConnectionPool(POOL_S, POOL_S)
+    async with serving(script) as (origin, connections):
+        connection, _ = await ask(pool, origin)
+        pool.give(origin, connection)
+        while not connection.closed:
+            await asyncio.sleep(0)
+        assert (await ask(pool, origin))[1] == b"abc"
+        assert len(connections) == 2
+
+
+async def test_connections_of_another_engine_and_old_ones_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = ConnectionPool(POOL_S, POOL_S)
+    async with serving(answering(WHOLE)) as (first, at_first), serving(answering(WHOLE)) as (second, at_second):
+        kept, _ = await ask(pool, first)
+        pool.give(first, kept)
+        other, _ = await ask(pool, second)
+        assert other is not kept
+        pool.give(second, other)
+        again, _ = await ask(pool, first)
+        assert again is kept
+        monkeypatch.setattr("art_core.engine_connection._IDLE_S", 0.0)
+        pool.give(first, again)
+        newest, _ = await ask(pool, first)
+        assert newest is not kept and kept.closed and other.closed
+        assert (len(at_first), len(at_second)) == (2, 1)
+        newest.close()
+
+
+async def test_an_address_that_nobody_listens_at() -> None:
+    async with serving(answering(WHOLE)) as (origin, _):
+        pass
+    with pytest.raises(EngineUnavailableError, match="ConnectionRefusedError"):
+        await ConnectionPool(POOL_S, POOL_S).take(origin)
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("http://127.0.0.1:80", Origin("127.0.0.1:80", "127.0.0.1", 80, False)),
+        ("https://engine.example", Origin("engine.example", "engine.example", 443, True)),
+        ("http://[::1]:5", Origin("[::1]:5", "::1", 5, False)),
+    ],
+)
+def test_addresses(url: str, origin: Origin) -> None:
+    assert Origin.of(url) == (origin, "")
