@@ -30,14 +30,19 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+from art_core import entry_point
+from art_core.entry_point import installed
 from art_core.protocols import CONTRACT_VERSION
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
 _LENGTH_BYTES = 8
 
-_MATCHING_COMPONENTS: Mapping[str, int | None] = {"art-core": None, "contract": None, "Python": 2, "numpy": 1}
-"""How much of a version must be equal on both sides: its first components, None for all of it."""
+_MATCHING_COMPONENTS: Mapping[str, int] = {"Python": 1, "numpy": 1}
+"""How many of a version's first components must be equal on both sides; of versions not named here, all of them.
+
+Another interpreter is what a worker is for, and all that crosses is JSON and safetensors: Python's minor version may
+differ. Code of ours may not: options, specs and results are its classes, on both sides."""
 
 
 def encode(data: Mapping[str, Any], arrays: Arrays) -> bytes:
@@ -60,9 +65,15 @@ def decode(body: bytes) -> tuple[dict[str, Any], Arrays]:
     return data, load_safetensors(body[start:]) if start < len(body) else {}
 
 
-def own_versions() -> dict[str, str]:
-    """Versions of this process that the other side has to fit."""
+def own_versions(trainer: str) -> dict[str, str]:
+    """Versions of this process that the other side has to fit.
+
+    Args:
+        trainer: The trainer's name: the version of the distribution that offers it counts too.
+    """
+    offers = {entry_point.distribution(each): entry_point.version(each) for each in installed() if each.name == trainer}
     return {
+        **offers,
         "art-core": version("art-core"),
         "contract": str(CONTRACT_VERSION),
         "Python": platform.python_version(),
@@ -77,8 +88,8 @@ def skew(owner: Mapping[str, str], worker: Mapping[str, str]) -> str | None:
         owner: The owner's `own_versions`.
         worker: The worker's.
     """
-    for name, count in _MATCHING_COMPONENTS.items():
-        ours, theirs = owner[name], worker.get(name, "none")
+    for name, ours in owner.items():
+        theirs, count = worker.get(name, "none"), _MATCHING_COMPONENTS.get(name)
         if ours.split(".")[:count] != theirs.split(".")[:count]:
             return f"{name} is {ours} here and {theirs} there"
     return None

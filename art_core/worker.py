@@ -2,7 +2,8 @@
 
 So no training library holds the client's interpreter, and the trainer may live in another one with other pins. The
 child is `art_core.worker_server`, the wire format is `art_core.message`'s, and the child can't outlive this process
-(`art_core.process`). A worker that has died, or was killed because a call took too long, makes that call and all
+(`art_core.process`). What it logs is in its log file, and its own lines and all warnings come to the logger
+``art.trainer`` here. A worker that has died, or was killed because a call took too long, makes that call and all
 later ones `TrainerUnavailableError`, until `start` launches it again.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from pydantic_core import to_jsonable_python
 from art_core.batch import TrainBatch
 from art_core.config import Timeouts
 from art_core.errors import ArtError, TrainerError, TrainerStartError, TrainerUnavailableError, from_wire
+from art_core.log_line import forward
 from art_core.message import Arrays, decode, encode, own_versions, skew
 from art_core.process import Child, ProcessError
 from art_core.protocols.trainer import TrainerInfo, TrainerSpec
@@ -38,6 +41,7 @@ _WITHOUT_STATE = ("start", "stop")
 """Calls that leave nothing worth keeping when they are cancelled: the process is killed, not waited for."""
 
 _log = logging.getLogger("art.worker")
+_trainer_log = logging.getLogger("art.trainer")
 
 
 class TrainerWorker:
@@ -49,7 +53,7 @@ class TrainerWorker:
         log_path: File that the child's output is appended to.
         timeouts: How long each call may take.
         variables: Variables to launch the child with.
-        python: Interpreter to run the child with; it must have the same art-core.
+        python: Interpreter to run the child with; it must have the same art-core, and the same plugin.
     """
 
     def __init__(
@@ -126,12 +130,17 @@ class TrainerWorker:
 
     async def _launch(self) -> _Connection:
         directory = Path(tempfile.mkdtemp(prefix="art-"))  # mode 0700: only this user can reach the socket
+        lines, written = os.pipe()
         command = [self._python, "-P", "-m", "art_core.worker_server", self._part, str(directory / _SOCKET)]
+        command += ["--log-fd", str(written)]
         try:
-            child = await Child.launch(command, log_path=self._log_path, env=self._variables)
+            child = await Child.launch(command, log_path=self._log_path, env=self._variables, pass_fds=[written])
         except ProcessError as error:
             shutil.rmtree(directory)
             raise TrainerStartError(f"trainer {self._part!r}: {error}") from error
+        finally:
+            os.close(written)
+            forward(lines, _trainer_log)
         connection = _Connection(self._part, child, directory, self._timeouts)
         try:
             hello = await child.ready(self._timeouts.trainer_start_s)
@@ -144,7 +153,7 @@ class TrainerWorker:
         return connection
 
     def _require_same(self, versions: Mapping[str, str]) -> None:
-        if difference := skew(own_versions(), versions):
+        if difference := skew(own_versions(self._part), versions):
             raise TrainerStartError(
                 f"trainer {self._part!r} runs in {self._python} with versions that don't fit: {difference}; "
                 f"install the same on both sides"

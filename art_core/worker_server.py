@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import logging
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +24,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from art_core.batch import TrainBatch
-from art_core.errors import PluginLoadError, PluginNotFoundError, nearest, to_wire
+from art_core.environment.spec import misfit_here
+from art_core.errors import PluginLoadError, PluginNotFoundError, TrainerStartError, nearest, to_wire
+from art_core.log_line import LogLineHandler
 from art_core.message import Arrays, decode, encode, own_versions
 from art_core.part import TrainerPart, require_contract
 from art_core.plugins import load_part
@@ -133,6 +136,7 @@ def _factory(trainer: str) -> Callable[[Mapping[str, Any]], Trainer]:
             require_contract(made, Trainer, f"what trainer {trainer!r} returns")
             return made
         part = cast(TrainerPart, load_part("trainer", trainer))
+        _require_library(part)
         return part.create(part.options.parse(dict(options)))
 
     return create
@@ -152,6 +156,16 @@ def _imported(trainer: str) -> Callable[[Mapping[str, Any]], Trainer]:
     return cast(Callable[[Mapping[str, Any]], Trainer], found[name])
 
 
+def _require_library(part: TrainerPart) -> None:
+    """Refuse an interpreter without the part's library before its code meets that."""
+    spec = part.environment
+    if spec is not None and (reason := misfit_here(spec)):
+        raise TrainerStartError(
+            f"trainer {part.name!r} can't run in {sys.executable}: {reason}; install that there, or leave the option "
+            f"`python` out and let `art env create {part.name}` build an environment"
+        )
+
+
 async def _serve(trainer: str, socket_path: Path) -> None:
     host = TrainerHost(_factory(trainer))
 
@@ -164,7 +178,7 @@ async def _serve(trainer: str, socket_path: Path) -> None:
         listener.bind(str(socket_path))
         listener.listen()
         # From here on a connection waits for the server, however long that takes to come up.
-        announce({"versions": own_versions()})
+        announce({"versions": own_versions(trainer)})
         config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False)
         await uvicorn.Server(config).serve(sockets=[listener])
 
@@ -174,9 +188,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="art_core.worker_server", description=__doc__)
     parser.add_argument("trainer", help="name of an installed trainer, or module:callable")
     parser.add_argument("socket", type=Path, help="path of the Unix socket to serve on, in a private directory")
+    parser.add_argument("--log-fd", type=int, required=True, help="pipe to the owner for log lines")
     arguments = parser.parse_args()
     attach_owner(litter=arguments.socket.parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger().addHandler(LogLineHandler(arguments.log_fd))
     asyncio.run(_serve(arguments.trainer, arguments.socket))
 
 

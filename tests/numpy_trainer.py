@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -61,6 +62,15 @@ class NumpyTrainer:
                 raise NonFiniteLossError("loss is nan", stage="step", run="r", step=3)
             case "raise foreign":
                 raise ZeroDivisionError("by zero")
+            case "log":
+                logging.getLogger("art.numpy").info("ours, é")
+                logging.getLogger("library").info("chatter")
+                logging.getLogger("library").warning("theirs")
+                logging.getLogger("library").error("x" * 5000)
+                logging.getLogger("art.numpy").info("last")
+            case "flood":
+                for number in range(5000):
+                    logging.getLogger("art.numpy").info("%d %s", number, "x" * 900)
             case "exit":
                 print("farewell", file=sys.stderr, flush=True)
                 os._exit(3)
@@ -87,21 +97,37 @@ class NumpyTrainer:
         if not directory.is_dir():
             raise TrainerError(f"{directory} is no directory")
         save_file({"weight": self.weight}, directory / ADAPTER)
+        self._block("save")
         save_file({"steps": np.array(self.steps)}, directory / OPTIMIZER)
         (directory / ADAPTER_CONFIG).write_text(json.dumps(self.options))
 
     async def offload(self) -> None:
         """Nothing to do."""
+        self._block("offload")
 
     async def onload(self) -> None:
         """Nothing to do."""
+        self._block("onload")
+
+    def _block(self, call: str) -> None:
+        if self.options.get("block_in") == call:
+            print("waiting", flush=True)
+            signal.pause()
 
     async def stop(self) -> None:
         """Say so in the log."""
         print("stopped", flush=True)
 
 
-MISCHIEF = {0.5: "wait", 0.25: "block", 0.125: "raise", 0.0625: "raise foreign", 0.03125: "exit"}
+MISCHIEF = {
+    0.5: "wait",
+    0.25: "block",
+    0.125: "raise",
+    0.0625: "raise foreign",
+    0.03125: "exit",
+    2**-6: "log",
+    2**-7: "flood",
+}
 """Learning rates (exact in binary) that ask for something else than a step."""
 ASKING = {word: rate for rate, word in MISCHIEF.items()}
 

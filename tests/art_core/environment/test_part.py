@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from art_core.compose import Choice, compose
 from art_core.config import Environment, HostedOptions, Timeouts
 from art_core.environment import create
-from art_core.errors import ConfigError, PluginContractError, PluginUnusableError
+from art_core.errors import ConfigError, PluginContractError, PluginUnusableError, TrainerStartError
 from art_core.plugins import Plugins, check_part
 from art_core.selection import select
 from art_core.step import StepConfig
@@ -91,6 +91,27 @@ async def test_a_callable_of_another_interpreter_need_not_be_importable_here(sit
     assert (tmp_path / "uses").read_text() == "used\n"
     assert (tmp_path / "saved" / "adapter_config.json").read_text() == '{"deep": [1]}', "python is no option of its own"
     select(Plugins(), "trainer", "only_there:make", Environment(), {"python": sys.executable})
+
+
+async def test_an_interpreter_without_the_library_is_refused_there(site: Path, tmp_path: Path) -> None:
+    choice = Choice(engine=NumpyEngine(), trainer="bow", trainer_options={"python": sys.executable})
+    trainer = compose(choice, Plugins(), tmp_path, Timeouts()).trainer
+    with pytest.raises(TrainerStartError) as caught:
+        await trainer.start(SPEC, None)
+    await trainer.stop()
+    assert f"trainer 'bow' can't run in {sys.executable}: needs quiver>=2; installed: none of it" in str(caught.value)
+    assert "art env create bow" in str(caught.value)
+
+
+async def test_another_version_of_the_plugin_there_is_refused(site: Path, tmp_path: Path) -> None:
+    choice = Choice(engine=NumpyEngine(), trainer="bow", trainer_options={"python": sys.executable})
+    trainer = compose(choice, Plugins(), tmp_path, Timeouts()).trainer
+    other = tmp_path / "other"
+    other.mkdir()
+    Wheel("art-bow", "0.9", code=(site / "art_bow.py").read_text(), plugin="bow").install(other)
+    trainer._variables = {"PYTHONPATH": f"{other}{os.pathsep}{ROOT}"}
+    with pytest.raises(TrainerStartError, match=r"art-bow is 1\.0 here and 0\.9 there; install the same on both sides"):
+        await trainer.start(SPEC, None)
 
 
 def test_a_python_that_is_none_is_refused() -> None:
