@@ -116,7 +116,7 @@ def read_adapter(directory: Path, sites: Mapping[str, Site] | None, lora_rank: i
         CheckpointCorruptError: Names the file or tensor and what is wrong with it.
     """
     refuse_pickles(directory)
-    config = _read_config(directory / ADAPTER_CONFIG)
+    config = read_adapter_config(directory / ADAPTER_CONFIG)
     rank = config["r"]
     if rank > lora_rank:
         raise _corrupt(f"{ADAPTER_CONFIG}: rank r is {rank}; allowed here: 1 to {lora_rank}")
@@ -177,7 +177,12 @@ def _header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_adapter_config(path: Path) -> dict[str, Any]:
+    """PEFT's description of an adapter, checked: ``r`` and ``lora_alpha`` are usable, and nothing unusual is asked for.
+
+    Raises:
+        CheckpointCorruptError: It is absent, no JSON object, or asks for what can't be served.
+    """
     try:
         config = json.loads(read_bytes(path, _CONFIG_LIMIT_BYTES))
     except ValueError as error:

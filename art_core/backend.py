@@ -17,13 +17,13 @@ from art_core.errors import ConfigError, NoRouteError
 from art_core.events import Observers
 from art_core.gateway import Gateway
 from art_core.policy import PublishedPolicy
-from art_core.protocols.engine import EngineSpec, InferenceEngine
+from art_core.protocols.engine import Endpoint, EngineSpec, InferenceEngine
 from art_core.protocols.publisher import Publisher
-from art_core.protocols.store import CheckpointStore
 from art_core.protocols.trainer import TrainerInfo, TrainerSpec
 from art_core.recovery import Recovery, unload_strays
 from art_core.route import Lease, RouteTable
 from art_core.run import RunDirectory
+from art_core.tier import Durable, TieredStore
 from art_core.worker import TrainerWorker
 
 A = TypeVar("A")
@@ -40,6 +40,7 @@ class BackendSpec:
     engine: EngineSpec
     trainer: TrainerSpec
     timeouts: Timeouts = field(default_factory=Timeouts)
+    durable: Durable = "local"
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Backend:
 
     spec: BackendSpec
     parts: Parts
+    store: TieredStore
     model: ModelInfo
     """The base model, as the engine serves it; the trainer holds the same."""
     slots: int
@@ -78,11 +80,6 @@ class Backend:
     def trainer(self) -> TrainerWorker:
         """The trainer."""
         return self.parts.trainer
-
-    @property
-    def store(self) -> CheckpointStore:
-        """The checkpoint store."""
-        return self.parts.store
 
     @property
     def publisher(self) -> Publisher:
@@ -109,18 +106,13 @@ async def open_backend(parts: Parts, spec: BackendSpec, observers: Observers) ->
     async with AsyncExitStack() as stack:
         stack.callback(observers.close, spec.run.name)
         stack.callback(spec.run.close)
-        newest = next(reversed(await parts.store.list(spec.run.path)), None)
+        store = TieredStore(spec.run, parts.store, spec.durable, spec.timeouts)
+        stack.push_async_callback(store.close)
+        newest = await store.open(spec.trainer.base_model)
         stack.push_async_callback(parts.engine.stop)
         stack.push_async_callback(parts.trainer.stop)
-        resume_from = newest.directory if newest else None
         start = time.monotonic()
-        endpoint, info = await _both(parts.engine.start(spec.engine), parts.trainer.start(spec.trainer, resume_from))
-        require_same_base(endpoint.model, info.model)
-        if endpoint.max_adapters < 2:
-            raise ConfigError(
-                f"engine {parts.engine_name!r} has {endpoint.max_adapters} adapter slot; at least 2 are needed: "
-                f"the next step is loaded and proved while the last one serves"
-            )
+        endpoint, info = await _start(parts, spec, newest)
         route = RouteTable(spec.name, spec.engine.base_name)
         gateway = Gateway(route, endpoint, timeouts=spec.timeouts)
         start_s = time.monotonic() - start
@@ -129,12 +121,26 @@ async def open_backend(parts: Parts, spec: BackendSpec, observers: Observers) ->
         recovery = Recovery(parts, spec.engine, endpoint, route, gateway, spec.timeouts)
         stack.push_async_callback(recovery.close)
         position, slots = TrainerPosition(newest.step if newest else None), endpoint.max_adapters
-        backend = Backend(spec, parts, endpoint.model, slots, info, route, gateway, recovery, observers, position)
+        backend = Backend(
+            spec, parts, store, endpoint.model, slots, info, route, gateway, recovery, observers, position
+        )
         newest = newest or await store_first_step(backend)
         route.flip(await parts.publisher.publish(route.public_name(newest.step), newest))
         recovery.watch(start_s)
         backend.resources.push_async_exit(stack.pop_all())
         return backend
+
+
+async def _start(parts: Parts, spec: BackendSpec, newest: StoredCheckpoint | None) -> tuple[Endpoint, TrainerInfo]:
+    resume_from = newest.directory if newest else None
+    endpoint, info = await _both(parts.engine.start(spec.engine), parts.trainer.start(spec.trainer, resume_from))
+    require_same_base(endpoint.model, info.model)
+    if endpoint.max_adapters < 2:
+        raise ConfigError(
+            f"engine {parts.engine_name!r} has {endpoint.max_adapters} adapter slot; at least 2 are needed: "
+            f"the next step is loaded and proved while the last one serves"
+        )
+    return endpoint, info
 
 
 async def store_first_step(backend: Backend) -> StoredCheckpoint:
@@ -149,7 +155,7 @@ async def store_first_step(backend: Backend) -> StoredCheckpoint:
         base_model=backend.model.identity,
         versions=dict(backend.trainer_info.versions),
     )
-    stored = await backend.store.commit(backend.spec.run.path, checkpoint)
+    stored = await backend.store.commit(checkpoint)
     backend.position.step = 0
     return stored
 
@@ -209,7 +215,7 @@ async def hold(backend: Backend, step: int) -> Lease:
 
 async def _serve_again(backend: Backend, step: int) -> None:
     newest = backend.route.current().policy.step
-    stored = {each.step: each for each in await backend.store.list(backend.spec.run.path) if each.step <= newest}
+    stored = {each.step: each for each in await backend.store.list() if each.step <= newest}
     if step not in stored:
         raise NoRouteError(
             f"step {step} of {backend.spec.name!r} is neither served nor stored; stored: "
@@ -241,8 +247,8 @@ async def delete_steps(backend: Backend, keep: Collection[int]) -> Sequence[int]
     Returns:
         The steps that were deleted.
     """
-    stored = [checkpoint.step for checkpoint in await backend.store.list(backend.spec.run.path)]
+    stored = [checkpoint.step for checkpoint in await backend.store.list()]
     taken = backend.route.take_idle(keep=1)
     await backend.recovery.run(lambda: _unload(backend, taken))
     protected = set(keep) | set(backend.route.current().served) | {stored[-1]}
-    return await backend.store.delete(backend.spec.run.path, set(stored) - protected, protected)
+    return await backend.store.delete(set(stored) - protected, protected)

@@ -6,14 +6,12 @@ manifest with every file's size and sha256. A directory without a whole, matchin
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
+import re
 import stat
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Annotated, Required, TypedDict, Unpack
 
@@ -22,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from art_core import disk
 from art_core.base_model import BaseIdentity
 from art_core.errors import CheckpointCorruptError, CheckpointError
+from art_core.file_record import FileRecord, corrupt, differs, open_regular, record
 from art_core.step import Probe
 
 MANIFEST = "manifest.json"
@@ -30,7 +29,15 @@ ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 OPTIMIZER = "optimizer.safetensors"
 
-_MANIFEST_LIMIT_BYTES = 4 << 20
+DROPPABLE = frozenset({OPTIMIZER})
+"""Files that a checkpoint may lose on purpose and still be whole."""
+DROPPED = ".dropped"
+"""What is added to a dropped file's name, to name the empty file that says so."""
+
+MANIFEST_LIMIT_BYTES = 4 << 20
+_END = b"\n}"
+_SEAL = b',\n "manifest_sha256": "%s"\n}'
+_SEALED = re.compile(rb',\n "manifest_sha256": "([0-9a-f]{64})"\n}$')
 _ALLOWED_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model", ".md")
 
 
@@ -43,14 +50,6 @@ def _plain_name(name: str) -> str:
             f"allowed: {', '.join(_ALLOWED_SUFFIXES)}"
         )
     return name
-
-
-class FileRecord(BaseModel):
-    """One file of a checkpoint."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    size_bytes: int = Field(ge=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Manifest(BaseModel):
@@ -88,7 +87,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint that a store holds whole; `directory` is its final local path, which never moves."""
+    """A checkpoint that stands whole on this machine; `directory` is its final path, which never moves."""
 
     directory: Path
     manifest: Manifest
@@ -145,14 +144,15 @@ def write_manifest(directory: Path, **fields: Unpack[ManifestFields]) -> Checkpo
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The manifest as it stands in its file.
+    """The manifest as it stands in its file: its last field is the sha256 of what it would be without that field.
 
     Raises:
         CheckpointError: It is larger than 4 MiB.
     """
     data = manifest.model_dump_json(indent=1).encode()
-    if len(data) > _MANIFEST_LIMIT_BYTES:
-        raise CheckpointError(f"the manifest has {len(data)} bytes; allowed: {_MANIFEST_LIMIT_BYTES}")
+    data = data.removesuffix(_END) + _SEAL % hashlib.sha256(data).hexdigest().encode()
+    if len(data) > MANIFEST_LIMIT_BYTES:
+        raise CheckpointError(f"the manifest has {len(data)} bytes; allowed: {MANIFEST_LIMIT_BYTES}")
     return data
 
 
@@ -164,14 +164,30 @@ def read_manifest(directory: Path) -> Manifest:
         StoreError: The system refuses to read it.
     """
     path = directory / MANIFEST
-    with _regular(path) as (file, size):
-        if size > _MANIFEST_LIMIT_BYTES:
-            raise _corrupt(path, f"has {size} bytes; allowed: {_MANIFEST_LIMIT_BYTES}")
-        data = file.read()
+    with open_regular(path) as (file, size):
+        if size > MANIFEST_LIMIT_BYTES:
+            raise corrupt(path, f"has {size} bytes; allowed: {MANIFEST_LIMIT_BYTES}")
+        return parse_manifest(file.read(), path)
+
+
+def parse_manifest(data: bytes, where: object) -> Manifest:
+    """A manifest from its bytes. One without a digest of itself, written by hand, is believed.
+
+    Args:
+        data: What its file, or its object in a remote store, holds.
+        where: What to call it in the error.
+
+    Raises:
+        CheckpointCorruptError: A byte was changed, or it breaks the schema.
+    """
+    if seal := _SEALED.search(data):
+        data = data[: seal.start()] + _END
+        if hashlib.sha256(data).hexdigest() != seal[1].decode():
+            raise corrupt(where, "was changed after it was written")
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise _corrupt(path, f"is not as it should be: {_reason(error)}") from error
+        raise corrupt(where, f"is not as it should be: {_reason(error)}") from error
 
 
 def verify(directory: Path, manifest: Manifest | None = None, names: Collection[str] | None = None) -> Manifest:
@@ -191,24 +207,20 @@ def verify(directory: Path, manifest: Manifest | None = None, names: Collection[
     """
     found = read_manifest(directory)
     if manifest is not None and found != manifest:
-        raise _corrupt(directory / MANIFEST, f"is of {found.run!r} step {found.step} with other content than expected")
-    if names is None:
-        check_layout(directory, found)
-    for name in found.files if names is None else names:
+        raise corrupt(directory / MANIFEST, f"is of {found.run!r} step {found.step} with other content than expected")
+    for name in check_layout(directory, found) if names is None else names:
         if name not in found.files:
-            raise _corrupt(directory / name, "is not in the manifest")
-        expected, seen = found.files[name], record(directory / name)
-        if seen != expected:
-            raise _corrupt(
-                directory / name,
-                f"has {seen.size_bytes} bytes, sha256 {seen.sha256}; its manifest says {expected.size_bytes} bytes, "
-                f"sha256 {expected.sha256}",
-            )
+            raise corrupt(directory / name, "is not in the manifest")
+        if (seen := _record(directory / name)) not in (None, found.files[name]):
+            raise differs(directory / name, seen, found.files[name])
     return found
 
 
-def check_layout(directory: Path, manifest: Manifest) -> None:
+def check_layout(directory: Path, manifest: Manifest) -> Sequence[str]:
     """Check that exactly the manifest's files are there, regular and of their sizes, without reading them.
+
+    Returns:
+        Names of the files that are there: all of the manifest's but those dropped on purpose.
 
     Raises:
         CheckpointCorruptError: One is missing, extra, not regular or of another size; it is named.
@@ -216,51 +228,31 @@ def check_layout(directory: Path, manifest: Manifest) -> None:
     """
     with disk.disk_errors("read a checkpoint"), os.scandir(directory) as entries:
         seen = {entry.name: entry.stat(follow_symlinks=False) for entry in entries if entry.name != MANIFEST}
-    for name in sorted(seen.keys() | manifest.files.keys()):
+    expected = {name: file.size_bytes for name, file in manifest.files.items()}
+    markers = {name + DROPPED: name for name in DROPPABLE & expected.keys()}
+    dropped = {name for marker, name in markers.items() if marker in seen}
+    expected |= dict.fromkeys(markers.keys() & seen.keys(), 0)
+    for name in sorted(seen.keys() | expected.keys() - (dropped - seen.keys())):
         path = directory / name
         if name not in seen:
-            raise _corrupt(path, "is missing")
-        if name not in manifest.files:
-            raise _corrupt(path, "is not in the manifest")
+            raise corrupt(path, "is missing")
+        if name not in expected:
+            raise corrupt(path, "is not in the manifest")
         if not stat.S_ISREG(seen[name].st_mode):
-            raise _corrupt(path, "is not a regular file")
-        if seen[name].st_size != manifest.files[name].size_bytes:
-            raise _corrupt(path, f"has {seen[name].st_size} bytes; its manifest says {manifest.files[name].size_bytes}")
+            raise corrupt(path, "is not a regular file")
+        if seen[name].st_size != expected[name]:
+            raise corrupt(path, f"has {seen[name].st_size} bytes; its manifest says {expected[name]}")
+    return [name for name in manifest.files if name in seen]
 
 
-def record(path: Path) -> FileRecord:
-    """Size and sha256 of a regular file.
-
-    Raises:
-        CheckpointCorruptError: It is missing, a link, a device or a directory.
-        StoreError: The system refuses to read it.
-    """
-    with _regular(path) as (file, size):
-        return FileRecord(size_bytes=size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
-
-
-@contextmanager
-def _regular(path: Path) -> Iterator[tuple[FileIO, int]]:
-    """Open a regular file for reading, never through a link and never waiting on a pipe; with its size."""
-    with disk.disk_errors("read a checkpoint"):
-        try:
-            with disk.opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
-                status = os.fstat(fd)
-                if not stat.S_ISREG(status.st_mode):
-                    raise _corrupt(path, "is not a regular file")
-                yield FileIO(fd, closefd=False), status.st_size
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise _corrupt(path, "is missing") from error
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
-                raise _corrupt(path, "is not a regular file") from error
-            raise
-
-
-def _corrupt(path: Path, problem: str) -> CheckpointCorruptError:
-    return CheckpointCorruptError(
-        f"checkpoint file {path} {problem}; delete that step, or restore the file, and resume", stage="checkpoint"
-    )
+def _record(path: Path) -> FileRecord | None:
+    """A file's record; None where it has been dropped on purpose while one was looking."""
+    try:
+        return record(path)
+    except CheckpointCorruptError:
+        if path.name in DROPPABLE and path.with_name(path.name + DROPPED).exists():
+            return None
+        raise
 
 
 def _reason(error: ValidationError) -> str:

@@ -55,7 +55,8 @@ class Parts:
     engine_capabilities: Capabilities
     trainer: TrainerWorker
     trainer_name: str
-    store: CheckpointStore
+    store: CheckpointStore | None
+    """Where steps are copied to; None: nowhere."""
     publisher: Publisher
 
 
@@ -100,8 +101,8 @@ def compose(choice: Choice, plugins: Plugins, log_directory: Path, timeouts: Tim
     return parts
 
 
-def compose_store(selection: StoreSelection, plugins: Plugins) -> CheckpointStore:
-    """The store alone, as `compose` would make it.
+def compose_store(selection: StoreSelection, plugins: Plugins) -> CheckpointStore | None:
+    """The store alone, as `compose` would make it; None where steps are copied nowhere.
 
     Args:
         selection: What the caller chose.
@@ -135,10 +136,11 @@ def _worker(chosen: Selected, log_path: Path, timeouts: Timeouts, cache: Path) -
     return TrainerWorker(part.name, values, log_path, timeouts, part.variables, python)
 
 
-def _store(chosen: Selected) -> CheckpointStore:
+def _store(chosen: Selected) -> CheckpointStore | None:
     part = cast(StorePart, chosen.part)
     made = part.create(chosen.options)
-    require_contract(made, CheckpointStore, f"what store {part.name!r} creates")
+    if made is not None:
+        require_contract(made, CheckpointStore, f"what store {part.name!r} creates")
     return made
 
 

@@ -23,7 +23,7 @@ class Environment:
     trainer: str | None = None
     """``ART_TRAINER``: name of the trainer where the caller names none."""
     store: str | None = None
-    """``ART_STORE``: name of the checkpoint store where the caller names none."""
+    """``ART_STORE``: name or URL of the checkpoint store where the caller names none."""
     publisher: str | None = None
     """``ART_PUBLISHER``: name of the publisher where the caller names none."""
     cache: Path = Path("~/.cache/art")
@@ -111,6 +111,11 @@ class Timeouts:
     """A publication waiting for a free adapter slot."""
     request_s: float = 1200.0
     """One completion, from the gateway's side."""
+    store_wait_s: float = 600.0
+    """Waiting for a remote store: until it holds a step (``durable="remote"``), or until no more steps wait to be
+    copied to it than may."""
+    store_close_s: float = 30.0
+    """At close, finishing the copies to a remote store; the next start goes on with those that are left."""
     connect_s: float = 5.0
     """Connecting to a process of ours on this machine."""
     device_query_s: float = 10.0

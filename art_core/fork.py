@@ -6,14 +6,12 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from art_core.adapter_file import adaptable_modules, read_adapter
 from art_core.base_model import BaseIdentity, base_digest
-from art_core.checkpoint import ADAPTER_CONFIG, Checkpoint, StoredCheckpoint, verify, write_manifest
+from art_core.checkpoint import Checkpoint, StoredCheckpoint, verify, write_manifest
 from art_core.config import LoRAConfig
 from art_core.errors import CheckpointCorruptError, CheckpointNotFoundError, ConfigError
-from art_core.protocols.store import CheckpointStore
+from art_core.intake import require_adapter, require_arrays
+from art_core.local_store import LocalStore
 from art_core.run import RunDirectory, run_path, shape_fields
 
 
@@ -43,7 +41,7 @@ class ForkTarget:
     lora: LoRAConfig
 
 
-async def fork_checkpoint(store: CheckpointStore, source: ForkSource, target: ForkTarget) -> StoredCheckpoint:
+async def fork_checkpoint(store: LocalStore, source: ForkSource, target: ForkTarget) -> StoredCheckpoint:
     """Copy a checkpoint into a new run; the source may be training meanwhile.
 
     Everything that can be refused is refused before anything is written, and the step appears whole or not at all.
@@ -85,7 +83,7 @@ async def fork_checkpoint(store: CheckpointStore, source: ForkSource, target: Fo
         run.close()
 
 
-async def find_checkpoint(store: CheckpointStore, source: ForkSource) -> StoredCheckpoint:
+async def find_checkpoint(store: LocalStore, source: ForkSource) -> StoredCheckpoint:
     """The newest whole checkpoint of a run, up to a step.
 
     Args:
@@ -127,35 +125,13 @@ def _require_fit(original: StoredCheckpoint, target: ForkTarget) -> None:
     """Refuse files that differ from the manifest, call themselves safetensors only, or don't fit the target's model."""
     try:
         verify(original.directory, original.manifest)
-        _require_adapter(original.directory, target)
-        for name in original.manifest.files:
-            if name.endswith(".safetensors"):
-                _require_arrays(original.directory / name)
+        require_arrays(Checkpoint(original.directory, original.manifest))
+        require_adapter(original.directory, target.resolved_model, target.lora)
     except CheckpointCorruptError as error:
         raise CheckpointCorruptError(
             f"run {original.run!r} step {original.step} can't be forked: {error}; fork another step",
             stage="checkpoint",
         ) from error
-
-
-def _require_adapter(directory: Path, target: ForkTarget) -> None:
-    """A base model that is a hub's name is not at hand: its modules are then left to engine and trainer to compare."""
-    base, lora = Path(target.resolved_model), target.lora
-    sites = adaptable_modules(base) if base.is_dir() else {}
-    adapter = read_adapter(directory, sites or None, lora.rank)
-    if (adapter.rank, adapter.scale) != (lora.rank, lora.alpha / lora.rank):
-        raise CheckpointCorruptError(
-            f"{ADAPTER_CONFIG} has rank {adapter.rank} and scale {adapter.scale:g}; its run was made with rank "
-            f"{lora.rank} and scale {lora.alpha / lora.rank:g}"
-        )
-
-
-def _require_arrays(path: Path) -> None:
-    try:
-        with safe_open(path, framework="numpy"):
-            return
-    except SafetensorError as error:
-        raise CheckpointCorruptError(f"{path.name} is no safetensors file: {error}") from error
 
 
 def _rename(copy: Checkpoint, source: ForkSource, run: str) -> Checkpoint:

@@ -62,35 +62,41 @@ async def train_step(backend: Backend, groups: Sequence[TrajectoryGroup], config
     with _stage(timings, backend, "manifest", step):
         checkpoint = await asyncio.to_thread(_describe, backend, directory, result, step)
     with _stage(timings, backend, "commit", step):
-        stored = await backend.store.commit(run.path, checkpoint)
+        stored = await backend.store.commit(checkpoint)
         backend.position.step = step
         backend.observers.step(run.name, step, result.metrics)
     with _stage(timings, backend, "publish", step):
         policy = await publish(backend, stored)
+    with _stage(timings, backend, "settle", step):
+        await backend.store.settle()
     with _stage(timings, backend, "flip", step):
         backend.route.flip(policy)
         backend.observers.publish(run.name, policy, timings.seconds)
     with _stage(timings, backend, "behaviour", step):
         metrics |= await _behaviour(backend, previous, policy, result.probe)
-    return StepOutcome(policy, metrics | dict(result.metrics) | timings.metrics() | _figures(policy))
+    figures = _figures(policy) | backend.store.metrics()
+    return StepOutcome(policy, metrics | dict(result.metrics) | timings.metrics() | figures)
 
 
 async def _catch_up(backend: Backend) -> PublishedPolicy:
     """Mend what a failed step or a dead trainer left: put the trainer back on the newest stored step, and serve it."""
     backend.recovery.require()
+    await backend.store.ready()
     served = backend.route.current().policy
     if not backend.trainer.alive:
         _log.warning("the trainer's process has ended; it is started again from the newest stored step")
         backend.position.step = None
     if backend.position.step == served.step:
         return served
-    newest = (await backend.store.list(backend.spec.run.path))[-1]
+    newest = (await backend.store.list())[-1]
     if newest.step != backend.position.step:
         await backend.trainer.start(backend.spec.trainer, newest.directory)
         backend.position.step = newest.step
     if newest.step > served.step:
         _log.warning("step %d was stored but not served; publishing it before step %d", newest.step, newest.step + 1)
-        backend.route.flip(await publish(backend, newest))
+        policy = await publish(backend, newest)
+        await backend.store.settle()
+        backend.route.flip(policy)
     return backend.route.current().policy
 
 

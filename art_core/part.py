@@ -83,8 +83,8 @@ class TrainerPart(Part):
 class StorePart(Part):
     """A checkpoint store."""
 
-    create: Callable[[Any], CheckpointStore]
-    """Options to store."""
+    create: Callable[[Any], CheckpointStore | None]
+    """Options to store. None: the options ask for no copy beyond the run's own directory."""
 
 
 @dataclass(frozen=True, kw_only=True)

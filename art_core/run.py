@@ -31,8 +31,11 @@ from art_core import disk
 from art_core.config import LoRAConfig
 from art_core.errors import ConfigError, RunLockedError, StoreError
 from art_core.process import close_in_forks, close_private
+from art_core.run_key import plain_name
 
 _STAGING, _TRASH = ".staging-", ".trash-"
+LEFTOVERS = (_STAGING, _TRASH)
+"""How names in ``checkpoints`` begin that a process left which was ended half-way."""
 
 
 class RunRecord(BaseModel):
@@ -244,7 +247,7 @@ class RunDirectory:
 
     def _sweep(self) -> None:
         for path in self.checkpoints.iterdir():
-            if path.name.startswith((_STAGING, _TRASH)):
+            if path.name.startswith(LEFTOVERS):
                 shutil.rmtree(path)
         for directory in (self.path, *self.path.glob("trajectories/*")):
             for file in disk.unfinished(directory):
@@ -263,18 +266,10 @@ def run_path(root: Path, project: str, run: str) -> Path:
         ConfigError: A name is not a plain one, or the place leads out of the root through a link.
     """
     root = root.absolute()
-    path = root / _plain("project", project) / "models" / _plain("run", run)
+    path = root / plain_name("project", project) / "models" / plain_name("run", run)
     if not path.resolve().is_relative_to(root.resolve()):
         raise ConfigError(f"run directory {path} leads out of {root} through a link; remove the link")
     return path
-
-
-def _plain(what: str, name: str) -> str:
-    if not name or name.startswith(".") or set(name) & set("/\\\0") or len(name.encode()) > 255:
-        raise ConfigError(
-            f"{what} name is {name!r}; allowed: 1 to 255 bytes, without '/', '\\' or NUL, not starting with a dot"
-        )
-    return name
 
 
 def shape_fields(first: LoRAConfig, second: LoRAConfig) -> Iterator[tuple[str, object, object]]:

@@ -41,7 +41,7 @@ StoreSelection = str | PartOptions | StorePart | CheckpointStore | None
 PublisherSelection = str | PartOptions | PublisherPart | PublisherFactory | Publisher | None
 Selection = EngineSelection | TrainerSelection | StoreSelection | PublisherSelection
 """How a part may be chosen: by name, by an instance of its options, by a part or an object of one's own, or None for
-automatic. A trainer may also be named ``module:callable``."""
+automatic. A trainer may also be named ``module:callable``, a store by a URL whose scheme is its name."""
 
 PRESET: Mapping[Kind, str] = {"store": "file", "publisher": "reload"}
 """What is used where neither the caller nor the environment names a part; other kinds go by priority."""
@@ -163,8 +163,8 @@ def _unnamed(plugins: Plugins, kind: Kind, named: str | None, values: Mapping[st
 def _named(plugins: Plugins, kind: Kind, name: str, reason: str, values: Mapping[str, Any] | None) -> Selected:
     if kind == "trainer" and ":" in name:
         return Selected(_callable_trainer(name, elsewhere="python" in (values or {})), CallableOptions(), reason)
-    part = plugins.part(kind, name)
-    return Selected(part, part.options(), reason)
+    part = plugins.part(kind, name.partition("://")[0] if kind == "store" else name)
+    return Selected(part, part.options.parse({"url": name}) if "://" in name else part.options(), reason)
 
 
 def _callable_trainer(name: str, elsewhere: bool) -> TrainerPart:

@@ -13,8 +13,8 @@ from art_core.client.trainable import TrainableModel
 from art_core.config import Environment
 from art_core.errors import CapabilityError, CheckpointNotFoundError, ConfigError
 from art_core.fork import ForkSource, ForkTarget, find_checkpoint, fork_checkpoint
+from art_core.local_store import LocalStore
 from art_core.model_source import resolve_base_model
-from art_core.protocols.store import CheckpointStore
 
 
 class ForkArgs(TypedDict, total=False):
@@ -50,7 +50,7 @@ class PullArgs(TypedDict, total=False):
 
 
 async def fork_model(
-    store: CheckpointStore, root: Path, model: TrainableModel[Any], from_model: str, options: ForkArgs
+    store: LocalStore, root: Path, model: TrainableModel[Any], from_model: str, options: ForkArgs
 ) -> None:
     """Copy a checkpoint of another model into a new one; see `art_core.fork.fork_checkpoint`.
 
@@ -77,7 +77,7 @@ async def fork_model(
     await fork_checkpoint(store, ForkSource(path, project, from_model, step), target)
 
 
-async def pull_model(store: CheckpointStore, root: Path, model: Model[Any], options: PullArgs) -> Path:
+async def pull_model(store: LocalStore, root: Path, model: Model[Any], options: PullArgs) -> Path:
     """Where a checkpoint of a model stands, or a verified copy of it.
 
     Args:

@@ -6,7 +6,7 @@ import asyncio
 import warnings
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -20,16 +20,16 @@ from art_core.client.model import Model
 from art_core.client.pin import pinned, pinned_step
 from art_core.client.result import LocalTrainResult
 from art_core.client.trainable import TrainableModel
-from art_core.compose import Choice, compose, compose_store
+from art_core.compose import Choice, compose
 from art_core.config import Environment, Timeouts
 from art_core.errors import ConfigError, PluginNotFoundError, nearest
 from art_core.events import Observers, observe
 from art_core.local.option import FOREIGN, STEP_FIELDS, LocalBackendArgs
 from art_core.local.spec import backend_spec
+from art_core.local_store import LocalStore
 from art_core.loop import train_step
 from art_core.model_source import resolve_base_model
 from art_core.plugins import Plugins
-from art_core.protocols.store import CheckpointStore
 from art_core.run import RunDirectory, run_path
 from art_core.selection import is_object
 from art_core.trajectory import TrajectoryGroup
@@ -193,13 +193,10 @@ class LocalBackend:
             raise ConfigError(
                 f"model {model.name!r} is registered already; fork before `await model.register(backend)`"
             )
-        await fork_model(self._store(), self._path, model, from_model, options)
+        await fork_model(LocalStore(), self._path, model, from_model, options)
 
     async def _experimental_pull_model_checkpoint(self, model: Model[Any], **options: Unpack[PullArgs]) -> str:
-        return str(await pull_model(self._store(), self._path, model, options))
-
-    def _store(self) -> CheckpointStore:
-        return compose_store(self._options.get("store"), self._plugins)
+        return str(await pull_model(LocalStore(), self._path, model, options))
 
     async def _get_step(self, model: TrainableModel[Any]) -> int:
         return self._session(model).backend.route.current().policy.step
@@ -229,6 +226,7 @@ class LocalBackend:
         run = RunDirectory.create_or_open(self._path, model.project, model.run_name, model.base_model, lora)
         try:
             spec = backend_spec(model, config, base, lora, run, self._timeouts)
+            spec = replace(spec, durable=self._options.get("durable", "local"))
             return _Session(await open_backend(parts, spec, self._observers[_key(model)]), defaults)
         except BaseException:
             run.close()

@@ -11,6 +11,7 @@ from art_core.client.dev import EngineArgs, InitArgs, TrainerArgs
 from art_core.config import Timeouts
 from art_core.selection import EngineSelection, PublisherSelection, StoreSelection, TrainerSelection
 from art_core.step import StepConfig
+from art_core.tier import Durable
 
 
 class LocalBackendArgs(TypedDict, total=False):
@@ -25,7 +26,9 @@ class LocalBackendArgs(TypedDict, total=False):
     trainer: TrainerSelection
     """A name, options, or ``module:callable``."""
     store: StoreSelection
-    """A name, options, a `StorePart` or a store."""
+    """Where steps are copied to: a name, a URL, options, a `StorePart` or a store. Default: nowhere."""
+    durable: Durable
+    """What `train` waits for: ``"local"``, the default, or ``"remote"``: the store holds the step, too."""
     publisher: PublisherSelection
     """A name, options, a `PublisherPart`, a function of the engine and its capabilities, or a publisher."""
     observers: Sequence[object]

@@ -20,16 +20,22 @@ from art_core.testing.engine.answer import EngineAnswers
 from art_core.testing.engine.life import EngineLife
 from art_core.testing.engine.proof import EngineProofs
 from art_core.testing.publisher import PublisherFailures, PublisherProofs
-from art_core.testing.store import StoreCommits, StoreCopies, StoreDeletions, StoreRaces
+from art_core.testing.store.bench import DirectoryObjects, Objects
+from art_core.testing.store.commit import StoreCommits
+from art_core.testing.store.copy import StoreCopies
+from art_core.testing.store.deletion import StoreDeletions
+from art_core.testing.store.race import StoreRaces
 from art_core.testing.trainer.state import TrainerLife, TrainerStates
 from art_core.testing.trainer.step import TrainerSteps
 
 __all__ = [
+    "DirectoryObjects",
     "EngineAdapters",
     "EngineAnswers",
     "EngineConformance",
     "EngineLife",
     "EngineProofs",
+    "Objects",
     "PublisherConformance",
     "PublisherFailures",
     "PublisherProofs",
@@ -57,7 +63,7 @@ class TrainerConformance(TrainerLife, TrainerStates, TrainerSteps):
 
 
 class StoreConformance(StoreRaces, StoreDeletions, StoreCopies, StoreCommits):
-    """Every promise of `art_core.protocols.store`. Fixture: `part`; `options` has a default."""
+    """Every promise of `art_core.protocols.store`. Fixtures: `part`, `objects`; `options` has a default."""
 
 
 class PublisherConformance(PublisherFailures, PublisherProofs):

@@ -50,34 +50,6 @@ async def outlived(start: Callable[[], Awaitable[object]], timeout_s: float = 60
     return len(started), [process.pid for process in left]
 
 
-async def interrupted(call: Callable[[], Awaitable[object]], delay_s: float) -> None:
-    """Have another process make a call, and kill it with -9 a moment after it has begun.
-
-    Args:
-        call: Called in a fork of this process, in an event loop of its own.
-        delay_s: From the call's beginning to the kill.
-    """
-    here, there = multiprocessing.Pipe()
-    caller = multiprocessing.get_context("fork").Process(target=_call, args=(there, call))
-    caller.start()
-    there.close()
-    try:
-        await asyncio.to_thread(here.poll, 60.0)
-        await asyncio.to_thread(caller.join, delay_s)
-    finally:
-        os.kill(caller.ident or 0, signal.SIGKILL)
-        await asyncio.to_thread(caller.join)
-
-
-def _call(parent: Connection, call: Callable[[], Awaitable[object]]) -> None:
-    async def run() -> None:
-        parent.send(True)
-        await call()
-        await asyncio.Event().wait()
-
-    asyncio.run(run())
-
-
 def _own(parent: Connection, start: Callable[[], Awaitable[object]]) -> None:
     async def run() -> None:
         await start()

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from art_core.builtin.file import FileStore
 from art_core.capability import FULL, Capabilities, Capability
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, Checkpoint, StoredCheckpoint
 from art_core.config import PartOptions
 from art_core.errors import ArtError, CheckpointCorruptError, PublishError, StaleWeightsError
+from art_core.local_store import LocalStore
 from art_core.part import PublisherPart
 from art_core.policy import ProofKind
 from art_core.protocols.publisher import Publisher
@@ -204,7 +204,7 @@ async def _steps(root: Path) -> list[StoredCheckpoint]:
     base.mkdir()
     config = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
     (base / "config.json").write_text(json.dumps(config))
-    shelf, store = Shelf(root / "run", base), FileStore()
+    shelf, store = Shelf(root / "run", base), LocalStore()
     shelf.run.mkdir()
     first = shelf.stage(0, AdapterShape(1))
     second = shelf.stage(1, AdapterShape(2), probe(first, shelf.stage(1, AdapterShape(2))))

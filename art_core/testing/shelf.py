@@ -9,8 +9,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from art_core.base_model import BaseIdentity, base_digest
-from art_core.builtin.file import FileStore
-from art_core.checkpoint import OPTIMIZER, PROBE, Checkpoint, StoredCheckpoint, write_manifest
+from art_core.checkpoint import DROPPED, OPTIMIZER, PROBE, Checkpoint, StoredCheckpoint, write_manifest
+from art_core.local_store import LocalStore
 from art_core.run import RunDirectory
 from art_core.step import Probe
 from art_core.testing.adapter import AdapterShape, write_adapter
@@ -34,7 +34,7 @@ class Shelf:
         """Store an adapter as the next step."""
         step, self._next = self._next, self._next + 1
         checkpoint = await asyncio.to_thread(self.stage, step, shape)
-        return await FileStore().commit(self.run, checkpoint)
+        return await LocalStore().commit(self.run, checkpoint)
 
     def stage(self, step: int, shape: AdapterShape, probe: Probe | None = None) -> Checkpoint:
         """Stage an adapter as a step; the same arguments give the same files."""
@@ -53,6 +53,13 @@ class Shelf:
             metrics={"loss/train": 0.25},
             versions={"numpy": np.__version__},
         )
+
+
+def drop_optimizer(checkpoint: Checkpoint) -> Checkpoint:
+    """Take a staged checkpoint's optimizer state away, as a retention policy does with a stored one's."""
+    (checkpoint.directory / (OPTIMIZER + DROPPED)).write_bytes(b"")
+    (checkpoint.directory / OPTIMIZER).unlink()
+    return checkpoint
 
 
 def _probe(seed: int) -> Probe:

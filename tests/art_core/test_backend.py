@@ -14,7 +14,6 @@ import pytest
 
 from art_core.backend import Backend, BackendSpec, TrainerPosition, delete_steps, hold, publish
 from art_core.base_model import BaseIdentity, ModelInfo
-from art_core.builtin.file import FileStore
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.capability import FULL, Capabilities, Capability
 from art_core.compose import Parts
@@ -26,6 +25,7 @@ from art_core.protocols.trainer import TrainerSpec
 from art_core.recovery import Recovery
 from art_core.route import RouteTable
 from art_core.run import RunDirectory
+from art_core.tier import TieredStore
 from tests.art_core.builtin.numpy_engine import NumpyEngine, Run
 
 SLOTS = 3
@@ -55,11 +55,12 @@ def backend(tmp_path: Path, engine: NumpyEngine) -> Backend:
         TrainerSpec("bigram", LoRAConfig()),
         Timeouts(slot_s=5),
     )
-    parts = Parts(engine, "numpy", PROVES, nothing, "none", FileStore(), publisher)
+    parts = Parts(engine, "numpy", PROVES, nothing, "none", None, publisher)
+    store = TieredStore(directory, None, "local", spec.timeouts)
     endpoint = Endpoint("http://127.0.0.1:9", "k", info, SLOTS)
     route = RouteTable("agent", "bigram")
     recovery = Recovery(parts, spec.engine, endpoint, route, nothing, spec.timeouts)
-    return Backend(spec, parts, info, SLOTS, nothing, route, nothing, recovery, nothing, TrainerPosition(0))
+    return Backend(spec, parts, store, info, SLOTS, nothing, route, nothing, recovery, nothing, TrainerPosition(0))
 
 
 async def served(backend: Backend, run: Run, count: int) -> Backend:
@@ -78,7 +79,7 @@ async def test_a_leased_step_is_neither_unloaded_nor_deleted(backend: Backend, r
         await served(backend, run, 3)
         assert "agent@1" in loaded(engine)
         assert await delete_steps(backend, keep=[]) == [0, 2, 3, 4]
-        assert [c.step for c in await backend.store.list(backend.spec.run.path)] == [1, 5]
+        assert [c.step for c in await backend.store.list()] == [1, 5]
         assert backend.route.inference_name(1) == "agent@1"
     assert await delete_steps(backend, keep=[]) == [1]
     assert loaded(engine) == {"agent@5"}

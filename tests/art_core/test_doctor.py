@@ -123,7 +123,7 @@ def test_plugins_list(site: Path) -> None:
                 "priority": 7,
                 "contract_version": 1,
                 "capabilities": {"create_if_absent": "since 2.1"},
-                "options": [],
+                "options": ["url"],
                 "unusable": None,
             }
         ],

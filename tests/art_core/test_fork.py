@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from art_core.base_model import BaseIdentity, base_digest
-from art_core.builtin.file import FileStore
 from art_core.checkpoint import ADAPTER, MANIFEST, OPTIMIZER, Checkpoint, verify, write_manifest
 from art_core.config import LoRAConfig
 from art_core.errors import (
@@ -24,11 +23,12 @@ from art_core.errors import (
     StoreError,
 )
 from art_core.fork import ForkSource, ForkTarget, fork_checkpoint
+from art_core.local_store import LocalStore
 from art_core.run import RunDirectory
 from art_core.testing.adapter import DAMAGES, AdapterShape, edit_config, edit_tensors, write_adapter
 from tests.staged import BASE, stage_step
 
-store = FileStore()
+store = LocalStore()
 
 
 @pytest.fixture
@@ -219,10 +219,10 @@ class TestRefused:
         await self.refuse(root, CheckpointCorruptError, "holds values that are not finite")
 
     async def test_a_copy_that_fails_half_way(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        async def full(self: FileStore, run: Path, checkpoint: Checkpoint) -> None:
+        async def full(self: LocalStore, run: Path, checkpoint: Checkpoint) -> None:
             raise StoreError("can't commit: no space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(FileStore, "commit", full)
+            patch.setattr(LocalStore, "commit", full)
             await self.refuse(root, StoreError, "no space left")
         assert (await fork_checkpoint(store, source(root), target(root))).step == 5

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from art_core.builtin.file import FileStore, FileStoreOptions
+from art_core.builtin.file import FileStoreOptions
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.capability import FULL, Capabilities, Capability
 from art_core.checkpoint import ADAPTER_CONFIG
 from art_core.compose import Choice, compose
 from art_core.config import Environment, Timeouts
 from art_core.errors import ConfigError, PluginContractError, PluginNotFoundError, PluginUnusableError
+from art_core.file_store import FileStore
 from art_core.part import EnginePart, StorePart, TrainerPart
 from art_core.plugins import Kind, Plugins
 from art_core.protocols.engine import InferenceEngine
@@ -80,7 +81,7 @@ def test_a_named_part_that_can_not_work_is_refused_with_its_reason(monkeypatch: 
 
 
 async def test_objects_of_the_callers_are_used_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    engine, checkpoints = Mine(), FileStore()
+    engine, checkpoints = Mine(), FileStore(tmp_path)
     choice = Choice(
         engine=engine,
         store=checkpoints,
@@ -173,7 +174,7 @@ class Half:
         ("engine", Mine, "engine Mine is a class; give an instance of it"),
         ("engine", 7, "engine int does not keep the contract"),
         ("engine", TrainerPart(name="t", options=FileStoreOptions, create=print), "as engine; expected EnginePart"),
-        ("store", Half(), "store Half does not keep the contract CheckpointStore: commit"),
+        ("store", Half(), "store Half does not keep the contract CheckpointStore: check"),
         ("publisher", Half(), "publisher Half does not keep the contract Publisher: publish"),
         ("publisher", lambda engine: None, "is called with the engine and its capabilities"),
         ("trainer", numpy_trainer.NumpyTrainer({}), "is an object; a trainer lives in a process of its own: give 'mod"),

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from art_core import disk
-from art_core.builtin.file import FileStore
 from art_core.checkpoint import Checkpoint, verify
 from art_core.config import LoRAConfig
 from art_core.errors import CommitConflictError, StoreError
+from art_core.local_store import LocalStore
 from art_core.run import RunDirectory
 from tests.faults.kill import every_kill, in_fork, killed_at, refusing
 from tests.staged import stage_step
 
-store = FileStore()
+store = LocalStore()
 
 
 def listed(run: Path) -> list[int]:

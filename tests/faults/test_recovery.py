@@ -186,7 +186,7 @@ async def test_engine_and_trainer_killed_while_idle_the_next_call_of_train_just_
 
 
 async def test_killed_once_more_it_is_given_up_and_what_the_message_says_helps(alive: Alive) -> None:
-    stored = len(await alive.backend.store.list(alive.backend.spec.run.path))
+    stored = len(await alive.backend.store.list())
     while (refused := await alive.health()).headers.get("x-should-retry") != "false":
         if refused.status_code == 200:
             alive.engine.kill()
@@ -194,7 +194,7 @@ async def test_killed_once_more_it_is_given_up_and_what_the_message_says_helps(a
     assert refused.status_code == 503
     with pytest.raises(EngineDiedError, match=r"died 4 times within 600 s .* register the model again"):
         await alive.train()
-    assert len(await alive.backend.store.list(alive.backend.spec.run.path)) == stored
+    assert len(await alive.backend.store.list()) == stored
     await alive.door.close()
     await alive.model.register(alive.door)
     assert (await alive.ask("phoenix")).model == f"phoenix@{stored - 1}"

@@ -10,10 +10,10 @@ from art_torch.options import TorchEngineOptions
 
 import art
 from art.local import LocalBackend
-from art_core.builtin.file import FileStore
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.capability import FULL, Capabilities, Capability
 from art_core.errors import ConfigError
+from art_core.file_store import FileStore
 from tests.flow.agent import by_length, gather
 
 
@@ -36,7 +36,7 @@ async def test_a_line_of_the_callers_own_parts(
     model = art.TrainableModel(
         name="m", project="p", base_model=str(tiny_model), _internal_config={"trainer_args": {"cpu_threads": 1}}
     )
-    parts = {"engine": engine, "store": FileStore(), "publisher": publisher}
+    parts = {"engine": engine, "store": FileStore(tmp_path / "copies"), "durable": "remote", "publisher": publisher}
     async with LocalBackend(path=tmp_path, trainer="tests.own_trainer:make", **parts) as backend:
         await model.register(backend)
         result = await backend.train(model, await gather(model, by_length), learning_rate=1e-3)

@@ -11,10 +11,10 @@ from pydantic import BaseModel
 import art
 from art.local import LocalBackend
 from art.utils import iterate_dataset
-from art_core.builtin.file import FileStore
 from art_core.checkpoint import verify
 from art_core.config import LoRAConfig
 from art_core.errors import CapabilityError, CheckpointNotFoundError, ConfigError
+from art_core.local_store import LocalStore
 from art_core.run import RunDirectory
 from tests.staged import stage_step
 
@@ -153,7 +153,7 @@ async def test_a_checkpoint_is_pulled_by_step(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match="has no checkpoint"):
         await backend._experimental_pull_model_checkpoint(model)
     for step in (1, 3):
-        await FileStore().commit(run.path, stage_step(run.path, step))
+        await LocalStore().commit(run.path, stage_step(run.path, step))
     for asked, step in ((None, 3), ("latest", 3), (1, 1)):
         found = await backend._experimental_pull_model_checkpoint(model, step=asked)  # type: ignore[typeddict-item]
         assert Path(found) == run.step_directory(step)

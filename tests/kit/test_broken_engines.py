@@ -20,12 +20,12 @@ from art_torch.options import TorchEngineOptions, TorchTrainerOptions
 from art_torch.trainer import TorchTrainer
 from safetensors.numpy import load_file, save_file
 
-from art_core.builtin.file import FileStore
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.capability import FULL, Capabilities, Capability
 from art_core.checkpoint import PROBE, StoredCheckpoint, write_manifest
 from art_core.config import LoRAConfig
 from art_core.errors import StaleWeightsError
+from art_core.local_store import LocalStore
 from art_core.policy import ProofKind
 from art_core.process import Child
 from art_core.protocols.engine import EngineSpec
@@ -67,7 +67,7 @@ def sharp_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 async def steps(sharp_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[StoredCheckpoint]:
     """Steps 1 to 3 of a run, trained and stored, each with its probe."""
     run = RunDirectory(tmp_path_factory.mktemp("run"))
-    trainer, store, stored = TorchTrainer(TorchTrainerOptions(device="cpu")), FileStore(), []
+    trainer, store, stored = TorchTrainer(TorchTrainerOptions(device="cpu")), LocalStore(), []
     info = await trainer.start(TrainerSpec(str(sharp_model), LORA), None)
     for step in (1, 2, 3):
         result = await trainer.step(make_batch(info.model, BatchShape(step, groups=4)), STEP)

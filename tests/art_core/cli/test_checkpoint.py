@@ -12,11 +12,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from art_core.builtin.file import FileStore
 from art_core.checkpoint import ADAPTER, MANIFEST, OPTIMIZER, read_manifest
 from art_core.cli import app
 from art_core.config import LoRAConfig
 from art_core.errors import ConfigError
+from art_core.local_store import LocalStore
 from art_core.run import RunDirectory
 from tests.staged import stage_step
 
@@ -28,7 +28,7 @@ async def root(tmp_path: Path) -> Path:
     for project, name in (("p", "one"), ("q", "two")):
         run = RunDirectory.create_or_open(root, project, name, "tiny", LoRAConfig())
         for step in range(3):
-            await FileStore().commit(run.path, stage_step(run.path, step))
+            await LocalStore().commit(run.path, stage_step(run.path, step))
         run.append_history({"training_step": 2, "train/reward": 0.625})
         run.append_history({"training_step": 2, "val/reward": 0.1})
         run.stage()  # what a step in the making looks like

@@ -1,0 +1,112 @@
+"""A checkpoint's file: its size and sha256, read once, never through a link."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from art_core import disk
+from art_core.errors import CheckpointCorruptError
+
+_CHUNK_BYTES = 1 << 20
+
+
+class FileRecord(BaseModel):
+    """One file of a checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+def record(path: Path) -> FileRecord:
+    """Size and sha256 of a regular file.
+
+    Raises:
+        CheckpointCorruptError: It is missing, a link, a device or a directory.
+        StoreError: The system refuses to read it.
+    """
+    with open_regular(path) as (file, size):
+        return FileRecord(size_bytes=size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def copy(source: Path, target: Path) -> FileRecord:
+    """Copy a regular file, hashing what is copied on the way; nothing is forced to the disk.
+
+    Args:
+        source: Never followed where it is a link.
+        target: Must not exist.
+
+    Returns:
+        Size and sha256 of what was written.
+
+    Raises:
+        CheckpointCorruptError: The source is missing, a link, a device or a directory.
+        StoreError: The system refuses.
+    """
+    digest, size = hashlib.sha256(), 0
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with open_regular(source) as (file, _), disk.opened(target, flags) as fd:
+        while data := file.read(_CHUNK_BYTES):
+            disk.write_all(fd, data)
+            digest.update(data)
+            size += len(data)
+    return FileRecord(size_bytes=size, sha256=digest.hexdigest())
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[tuple[FileIO, int]]:
+    """Open a regular file for reading, never through a link and never waiting on a pipe; with its size.
+
+    Raises:
+        CheckpointCorruptError: It is missing, a link, a device or a directory.
+        StoreError: The system refuses to read it.
+    """
+    with disk.disk_errors("read a checkpoint"):
+        try:
+            with disk.opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise corrupt(path, "is not a regular file")
+                yield FileIO(fd, closefd=False), status.st_size
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise corrupt(path, "is missing") from error
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+                raise corrupt(path, "is not a regular file") from error
+            raise
+
+
+def corrupt(path: object, problem: str) -> CheckpointCorruptError:
+    """The error that a checkpoint's file is not as it should be.
+
+    Args:
+        path: The file, or what to call it.
+        problem: For example ``"is missing"``.
+    """
+    return CheckpointCorruptError(
+        f"checkpoint file {path} {problem}; delete that step, or restore the file, and resume", stage="checkpoint"
+    )
+
+
+def differs(path: object, seen: FileRecord, expected: FileRecord) -> CheckpointCorruptError:
+    """The error that a checkpoint's file has other bytes than its manifest says.
+
+    Args:
+        path: The file, or what to call it.
+        seen: What it is.
+        expected: What the manifest says.
+    """
+    return corrupt(
+        path,
+        f"has {seen.size_bytes} bytes, sha256 {seen.sha256}; its manifest says {expected.size_bytes} bytes, "
+        f"sha256 {expected.sha256}",
+    )

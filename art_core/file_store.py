@@ -1,0 +1,134 @@
+"""Copies of checkpoints on another file system, in the same layout as a root of runs.
+
+So the place it copies to can be given as a backend's ``path`` just as it is. A copy is written beside its place, hashed
+on the way, forced to the disk and renamed once, as a run's own steps are (`art_core.local_store`). The directory's lock
+makes one winner among any number of committers, on every file system whose locks work across those who mount it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from art_core import disk
+from art_core.checkpoint import MANIFEST, Checkpoint, StoredCheckpoint, check_layout
+from art_core.file_record import corrupt
+from art_core.local_store import (
+    commit_step,
+    copy_checkpoint,
+    delete_steps,
+    drop_optimizer,
+    fetch_step,
+    in_thread,
+    list_steps,
+    read_step,
+)
+from art_core.protocols.store import StoreEntry
+from art_core.run import LEFTOVERS, RunDirectory, run_path
+from art_core.run_key import RunKey
+
+_log = logging.getLogger("art.store")
+
+
+class FileStore:
+    """Keeps copies below a directory; see `art_core.protocols.store`.
+
+    Args:
+        root: Directory of all projects; made when it is needed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    async def check(self) -> None:
+        """Make sure that the directory is there, or can be made, and can be written."""
+        await in_thread(self._check)
+
+    async def runs(self) -> Sequence[RunKey]:
+        """The runs below the directory, sorted."""
+        return await in_thread(self._runs)
+
+    async def commit(self, run: RunKey, checkpoint: Checkpoint) -> StoreEntry:
+        """Copy a checkpoint in, and make it visible and durable."""
+        return await in_thread(self._commit, self._directory(run), checkpoint)
+
+    async def list(self, run: RunKey) -> Sequence[StoreEntry]:
+        """The whole checkpoints of a run, by rising step."""
+        stored = await in_thread(list_steps, self._directory(run))
+        strange = [each for each in stored if each.run != run.run]
+        for each in strange:
+            _log.warning("%s is left out: it is of run %r", each.directory, each.run)
+        return [_entry(each) for each in stored if each not in strange]
+
+    async def fetch(self, run: RunKey, step: int, directory: Path) -> Checkpoint:
+        """Copy a checkpoint into an empty directory, every byte verified."""
+        return await in_thread(self._fetch, self._directory(run), step, directory)
+
+    async def delete(self, run: RunKey, steps: Collection[int], protected: Collection[int]) -> Sequence[int]:
+        """Delete steps, never a protected one."""
+        return await in_thread(delete_steps, self._directory(run), set(steps), set(protected))
+
+    async def drop_optimizer(self, run: RunKey, steps: Collection[int]) -> Sequence[int]:
+        """Drop the optimizer state of steps; they stay whole."""
+        return await in_thread(drop_optimizer, self._directory(run), set(steps))
+
+    async def sweep(self, run: RunKey, older_than_s: float) -> int:
+        """Remove the staging directories and the half-deleted steps of calls that were cut short."""
+        return await in_thread(self._sweep, self._directory(run), older_than_s)
+
+    def _directory(self, run: RunKey) -> RunDirectory:
+        return RunDirectory(run_path(self._root, run.project, run.run))
+
+    def _check(self) -> None:
+        with disk.disk_errors(f"use {self._root} as a store"):
+            disk.make_directory(self._root)
+            probe = self._root / ".art-probe"
+            disk.write(probe, b"")
+            probe.unlink()
+
+    def _runs(self) -> Sequence[RunKey]:
+        with disk.disk_errors(f"read {self._root}"):
+            steps = [each for each in self._root.glob("*/models/*/checkpoints/*") if not each.name.startswith(".")]
+        return sorted({RunKey(step.parents[3].name, step.parents[1].name) for step in steps})
+
+    def _commit(self, run: RunDirectory, checkpoint: Checkpoint) -> StoreEntry:
+        with disk.disk_errors(f"copy step {checkpoint.manifest.step} to {run.checkpoints}"):
+            disk.make_directory(run.checkpoints)
+            staged = run.stage()
+            try:
+                return _entry(commit_step(run, copy_checkpoint(checkpoint, staged)))
+            finally:
+                run.discard(staged)
+
+    def _fetch(self, run: RunDirectory, step: int, directory: Path) -> Checkpoint:
+        stored = read_step(run, run.step_directory(step))
+        if stored.run != run.name:
+            raise corrupt(stored.directory / MANIFEST, f"is of run {stored.run!r}")
+        return fetch_step(stored, directory)
+
+    def _sweep(self, run: RunDirectory, older_than_s: float) -> int:
+        with disk.disk_errors(f"sweep {run.checkpoints}"):
+            if not run.checkpoints.is_dir():
+                return 0
+            clock = run.stage()  # the file system's own clock, which need not be this machine's
+            oldest = clock.stat().st_mtime - older_than_s
+            left = [path for path in run.checkpoints.iterdir() if path.name.startswith(LEFTOVERS) and path != clock]
+            old = [path for path in left if _untouched_since(path, oldest)]
+            for path in (*old, clock):
+                shutil.rmtree(path)
+            return len(old)
+
+
+def _entry(stored: StoredCheckpoint) -> StoreEntry:
+    there = check_layout(stored.directory, stored.manifest)
+    return StoreEntry(stored.manifest, frozenset(stored.manifest.files.keys() - set(there)))
+
+
+def _untouched_since(path: Path, oldest: float) -> bool:
+    """Whether nothing in a directory was written since, by the file system's clock."""
+    try:
+        return all(each.stat(follow_symlinks=False).st_mtime <= oldest for each in (path, *path.iterdir()))
+    except FileNotFoundError:  # a live call has just renamed or removed it
+        return False

@@ -1,0 +1,1 @@
+"""What a checkpoint store promises (`art_core.protocols.store`), a test each."""

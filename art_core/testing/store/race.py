@@ -1,0 +1,125 @@
+"""What a store promises where several commit at once, and where one is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from art_core.capability import Capability
+from art_core.checkpoint import Checkpoint
+from art_core.part import StorePart
+from art_core.protocols.store import CheckpointStore, StoreEntry
+from art_core.run_key import RunKey
+from art_core.testing.adapter import AdapterShape
+from art_core.testing.promise import need, promised
+from art_core.testing.shelf import Shelf
+from art_core.testing.store.bench import Maker, Objects, StoreCase, added, is_whole
+
+COMMITTERS = 8
+KILLS = 6
+
+
+class StoreRaces(StoreCase):
+    """Tests of several committers, and of one that is killed."""
+
+    async def test_one_of_several_committers_wins(
+        self, store: CheckpointStore, part: StorePart, make: Maker, run: RunKey, shelf: Shelf, tmp_path: Path
+    ) -> None:
+        """CREATE_IF_ABSENT: of several concurrent commits of one step exactly one wins; the others conflict."""
+        need(part.capabilities, Capability.CREATE_IF_ABSENT)
+        for step in range(3):
+            staged = [shelf.stage(step, AdapterShape(100 * step + n)) for n in range(COMMITTERS)]
+            outcomes = await _race(make, run, staged)
+            won = [each for each in outcomes if isinstance(each, StoreEntry)]
+            others = {type(each).__name__ for each in outcomes if not isinstance(each, StoreEntry)}
+            promised(len(won) == 1, f"exactly one of {COMMITTERS} committers wins", f"{len(won)}, others: {others}")
+            promised(others == {"CommitConflictError"}, "the others are refused as a conflict", others)
+            promised(await is_whole(store, run, won[0], tmp_path / str(step)), "the winner's checkpoint is whole")
+            promised((await store.list(run))[-1] == won[0], "the winner's checkpoint is the one listed")
+
+    async def test_several_committers_of_the_same_all_get_it(
+        self, store: CheckpointStore, part: StorePart, make: Maker, run: RunKey, shelf: Shelf
+    ) -> None:
+        """CREATE_IF_ABSENT: concurrent commits of the same content all return what stands."""
+        need(part.capabilities, Capability.CREATE_IF_ABSENT)
+        staged = [shelf.stage(1, AdapterShape(1)) for _ in range(COMMITTERS)]
+        outcomes = await _race(make, run, staged)
+        same = all(isinstance(each, StoreEntry) and each == outcomes[0] for each in outcomes)
+        promised(same, "commits of the same content all return what stands", outcomes)
+        promised(len(await store.list(run)) == 1, "it is listed once")
+
+    async def test_committers_one_after_another_get_the_first(self, make: Maker, run: RunKey, shelf: Shelf) -> None:
+        """Under the run's lock, one committer at a time, the first wins, whatever the store declares."""
+        outcomes: list[StoreEntry | BaseException] = []
+        for seed in range(3):
+            committing = make().commit(run, shelf.stage(1, AdapterShape(seed)))
+            outcomes += await asyncio.gather(committing, return_exceptions=True)
+        kinds = [type(each).__name__ for each in outcomes]
+        promised(kinds == ["StoreEntry", *["CommitConflictError"] * 2], "the first committer wins", kinds)
+
+    async def test_a_killed_committer_leaves_a_whole_checkpoint_or_none(
+        self, store: CheckpointStore, make: Maker, run: RunKey, shelf: Shelf, objects: Objects, tmp_path: Path
+    ) -> None:
+        """A crash at any instant leaves a checkpoint listed whole or not listed; the same commit then succeeds."""
+        before = set(objects)
+        start = time.monotonic()
+        await store.commit(run, shelf.stage(0, AdapterShape(0, rank=64)))
+        commit_s = time.monotonic() - start
+        for attempt in range(1, KILLS):
+            shape = AdapterShape(attempt, rank=64)
+            await _killed((make, run, shelf.stage(attempt, shape)), 1.5 * commit_s * attempt / KILLS)
+            listed = await make().list(run)
+            whole = [await is_whole(store, run, each, tmp_path / f"{attempt} {each.step}") for each in listed]
+            promised(all(whole), "a killed commit is listed whole or not at all")
+            steps = {each.step for each in listed}
+            promised({*range(attempt)} <= steps, "a killed commit costs no other checkpoint", steps)
+            await make().commit(run, shelf.stage(attempt, shape))
+        await store.delete(run, range(KILLS), [])
+        await store.sweep(run, 0.0)
+        promised(not added(objects, before), "sweep removes what killed commits left", added(objects, before))
+
+
+async def _race(make: Maker, run: RunKey, staged: list[Checkpoint]) -> list[StoreEntry | BaseException]:
+    """Commit all at once, each by a store, a thread and an event loop of its own."""
+    calls = (asyncio.to_thread(lambda each: asyncio.run(make().commit(run, each)), each) for each in staged)
+    return list(await asyncio.gather(*calls, return_exceptions=True))
+
+
+Commit = tuple[Maker, RunKey, Checkpoint]
+
+
+async def _killed(work: Commit, delay_s: float) -> None:
+    """Have another process commit, and kill it with -9 a moment after it has begun.
+
+    It is forked from a server without threads: what a store's library runs in this process can't be forked.
+    """
+    here, there = multiprocessing.Pipe()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["art_core.testing", work[0].create.__module__])
+    committer = context.Process(target=_commit, args=(there, work))
+    committer.start()
+    there.close()
+    try:
+        promised(await asyncio.to_thread(here.poll, 60.0), "a store can be made and checked in another process")
+        await asyncio.to_thread(committer.join, delay_s)
+    finally:
+        os.kill(committer.ident or 0, signal.SIGKILL)
+        await asyncio.to_thread(committer.join)
+
+
+def _commit(parent: Connection, work: Commit) -> None:
+    make, key, checkpoint = work
+
+    async def run() -> None:
+        store = make()
+        await store.check()
+        parent.send(True)
+        await store.commit(key, checkpoint)
+        await asyncio.Event().wait()
+
+    asyncio.run(run())

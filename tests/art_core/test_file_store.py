@@ -1,0 +1,120 @@
+"""The file store as a place for copies; what any store promises is in `tests/kit/test_store.py`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from art_core.builtin.file import FileStoreOptions
+from art_core.capability import Capability
+from art_core.checkpoint import ADAPTER, Checkpoint
+from art_core.config import Environment, LoRAConfig
+from art_core.errors import CheckpointCorruptError, ConfigError, StoreError
+from art_core.file_store import FileStore
+from art_core.local_store import LocalStore
+from art_core.part import StorePart
+from art_core.plugins import Plugins, load_part
+from art_core.run import RunDirectory
+from art_core.run_key import RunKey
+from art_core.selection import select
+from tests.staged import stage_step
+
+KEY = RunKey("p", "r")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "store")
+
+
+def staged(tmp_path: Path, step: int) -> Checkpoint:
+    return stage_step(tmp_path / "here" / KEY.run, step)
+
+
+def test_it_comes_through_the_front_door(tmp_path: Path) -> None:
+    part = load_part("store", "file")
+    assert isinstance(part, StorePart)
+    assert Capability.CREATE_IF_ABSENT in part.capabilities
+    assert part.create(FileStoreOptions()) is None
+    assert isinstance(part.create(FileStoreOptions(url=str(tmp_path))), FileStore)
+    for url in ("relative/path", "file://otherhost/path", "http://host/path"):
+        with pytest.raises(ConfigError, match=r"option 'url' is"):
+            FileStoreOptions.parse({"url": url})
+
+
+async def test_it_is_chosen_by_a_url(tmp_path: Path) -> None:
+    url = (tmp_path / "mit Umlaut ä").as_uri()
+    for selection, environment in ((url, Environment()), (None, Environment(store=url))):
+        selected = select(Plugins(), "store", selection, environment)
+        assert isinstance(selected.part, StorePart)
+        made = selected.part.create(selected.options)
+        assert made is not None
+        await made.commit(KEY, staged(tmp_path, 1))
+        assert (tmp_path / "mit Umlaut ä" / "p" / "models" / "r" / "checkpoints" / "0001").is_dir()
+
+
+async def test_its_place_is_a_root_of_runs(store: FileStore, tmp_path: Path) -> None:
+    for step in (0, 1):
+        await store.commit(KEY, staged(tmp_path, step))
+    run = RunDirectory.create_or_open(tmp_path / "store", KEY.project, KEY.run, "tiny", LoRAConfig())
+    assert [stored.step for stored in await LocalStore().list(run.path)] == [0, 1]
+    run.close()
+
+
+async def test_a_place_that_can_not_be_used_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for store in (FileStore(tmp_path / "file"), FileStore(tmp_path / "file" / "below")):
+        with pytest.raises(StoreError, match=str(tmp_path / "file")):
+            await store.check()
+        with pytest.raises(StoreError, match=str(tmp_path / "file")):
+            await store.commit(KEY, staged(tmp_path, 1))
+
+
+async def test_a_step_of_another_run_is_left_out(
+    store: FileStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.commit(KEY, staged(tmp_path, 1))
+    (tmp_path / "store" / "p" / "models" / "r").rename(tmp_path / "store" / "p" / "models" / "s")
+    other = RunKey("p", "s")
+    assert await store.list(other) == []
+    assert "is left out: it is of run 'r'" in caplog.text
+    with pytest.raises(CheckpointCorruptError, match=r"manifest.json is of run 'r'"):
+        await store.fetch(other, 1, tmp_path / "fetched")
+
+
+async def test_sweep_spares_what_is_in_the_making(store: FileStore, tmp_path: Path) -> None:
+    await store.commit(KEY, staged(tmp_path, 1))
+    checkpoints = tmp_path / "store" / "p" / "models" / "r" / "checkpoints"
+    for name in (".staging-old", ".trash-old", ".staging-live"):
+        (checkpoints / name).mkdir()
+        (checkpoints / name / ADAPTER).write_bytes(b"x")
+    old = time.time() - 7200
+    for name in (".staging-old", ".trash-old"):
+        os.utime(checkpoints / name / ADAPTER, (old, old))
+        os.utime(checkpoints / name, (old, old))
+    os.utime(checkpoints / ".staging-live", (old, old))  # a file in it is being written
+    assert await store.sweep(KEY, 3600) == 2
+    assert sorted(path.name for path in checkpoints.iterdir()) == [".staging-live", "0001"]
+    assert await store.sweep(RunKey("p", "none"), 0) == 0
+
+
+async def test_a_full_disk_leaves_nothing(store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.commit(KEY, staged(tmp_path, 1))
+    checkpoint, real = staged(tmp_path, 2), os.write
+
+    def write(fd: int, data: bytes) -> int:
+        if len(data) > 500:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(StoreError, match=r"No space left on device; free space"):
+        await store.commit(KEY, checkpoint)
+    monkeypatch.undo()
+    assert [entry.step for entry in await store.list(KEY)] == [1]
+    assert [path.name for path in (tmp_path / "store" / "p" / "models" / "r" / "checkpoints").iterdir()] == ["0001"]
+    await store.commit(KEY, checkpoint)
