@@ -259,7 +259,7 @@ async def test_two_machines_that_went_different_ways_are_told(machine: Machine, 
 
 
 @pytest.mark.parametrize(
-    ("lora", "message"), [(LoRAConfig(rank=4), "LoRA rank 8, not 4"), (LoRAConfig(alpha=1), "LoRA alpha 16, not 1")]
+    ("lora", "message"), [(LoRAConfig(rank=4), "LoRA rank 8, not 4"), (LoRAConfig(alpha=1), "LoRA alpha 16.0, not 1.0")]
 )
 async def test_a_step_of_another_shape_is_not_taken_over(
     machine: Machine, remote: FaultyStore, lora: LoRAConfig, message: str
