@@ -118,6 +118,10 @@ class Timeouts:
     """At close, finishing the copies to a remote store; the next start goes on with those that are left."""
     connect_s: float = 5.0
     """Connecting to a process of ours on this machine."""
+    interpreter_query_s: float = 60.0
+    """Asking an interpreter which version it is."""
+    library_import_s: float = 600.0
+    """``art env check`` importing a library: large ones take a minute or two on a busy machine."""
     device_query_s: float = 10.0
     """Asking the GPU driver's own command which GPUs there are."""
 

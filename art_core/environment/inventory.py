@@ -9,15 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from art_core.config import Timeouts
 from art_core.environment.build import locked
 from art_core.environment.built import Place, places
 from art_core.environment.choice import interpreter, why_not
 from art_core.environment.own import packages
 from art_core.environment.spec import EnvironmentSpec, differences, pinned_set
 from art_core.errors import ConfigError, EnvironmentBuildError, nearest
-
-_IMPORT_S = 600.0
-"""Large libraries take a minute or two to import on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,12 @@ def _imports(modules: Sequence[str], python: str) -> list[str]:
         command = [python, "-P", "-c", f"import {module}"]
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=_IMPORT_S, check=False, stdin=subprocess.DEVNULL
+                command,
+                capture_output=True,
+                text=True,
+                timeout=Timeouts.library_import_s,
+                check=False,
+                stdin=subprocess.DEVNULL,
             )
         except subprocess.TimeoutExpired as error:
             wrong.append(f"import {module}: {error}")

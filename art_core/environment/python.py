@@ -9,9 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from art_core.config import Timeouts
 from art_core.errors import ConfigError
 
-_ASK_S = 60.0
 _QUESTION = """
 import importlib.util, json, platform, sys, sysconfig
 lacks = [each for each in ("venv", "ensurepip") if importlib.util.find_spec(each) is None]
@@ -47,7 +47,11 @@ def describe_python(command: str | None) -> Python:
         raise ConfigError(f"there is no interpreter {command!r}; give the path of one, or leave --python out")
     try:
         done = subprocess.run(
-            [found, "-I", "-c", _QUESTION], capture_output=True, text=True, timeout=_ASK_S, check=True
+            [found, "-I", "-c", _QUESTION],
+            capture_output=True,
+            text=True,
+            timeout=Timeouts.interpreter_query_s,
+            check=True,
         )
         answer = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
