@@ -18,35 +18,35 @@ from art_core.client.dev import (
 )
 from art_core.errors import CapabilityError, ConfigError
 
+TEXTS: list[tuple[dict[str, Any], str]] = [
+    ({"trainer_gpu_ids": [0]}, "trainer_gpu_ids and inference_gpu_ids must both be set or both unset"),
+    ({"inference_gpu_ids": [0]}, "trainer_gpu_ids and inference_gpu_ids must both be set or both unset"),
+    (
+        {"trainer_gpu_ids": [0, 1], "inference_gpu_ids": [1]},
+        "trainer_gpu_ids and inference_gpu_ids must not overlap",
+    ),
+    ({"trainer_gpu_ids": [], "inference_gpu_ids": [1]}, "trainer_gpu_ids must be non-empty"),
+    ({"trainer_gpu_ids": [0], "inference_gpu_ids": []}, "inference_gpu_ids must be non-empty"),
+    (
+        {"trainer_gpu_ids": [0], "inference_gpu_ids": [1, 2]},
+        "Multi-GPU inference requires engine_args.tensor_parallel_size to match len(inference_gpu_ids)",
+    ),
+    (
+        {"trainer_gpu_ids": [0], "inference_gpu_ids": [1], "engine_args": {"enable_sleep_mode": True}},
+        "enable_sleep_mode is incompatible with dedicated mode "
+        "(shared-GPU mode uses runtime sleep/wake; dedicated mode does not)",
+    ),
+    (
+        {"engine_args": {"enable_sleep_mode": False}},
+        "Shared-GPU mode requires engine_args.enable_sleep_mode=True for the external vLLM runtime",
+    ),
+    ({"vllm_runtime": {"mode": "external"}}, "vllm_runtime.server_url is required for external mode"),
+    ({"vllm_runtime": {"mode": "remote"}}, "vllm_runtime.mode must be either 'managed' or 'external'"),
+]
+"""A configuration of GPUs that can't work, and the text that users know."""
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"trainer_gpu_ids": [0]}, "trainer_gpu_ids and inference_gpu_ids must both be set or both unset"),
-        ({"inference_gpu_ids": [0]}, "trainer_gpu_ids and inference_gpu_ids must both be set or both unset"),
-        (
-            {"trainer_gpu_ids": [0, 1], "inference_gpu_ids": [1]},
-            "trainer_gpu_ids and inference_gpu_ids must not overlap",
-        ),
-        ({"trainer_gpu_ids": [], "inference_gpu_ids": [1]}, "trainer_gpu_ids must be non-empty"),
-        ({"trainer_gpu_ids": [0], "inference_gpu_ids": []}, "inference_gpu_ids must be non-empty"),
-        (
-            {"trainer_gpu_ids": [0], "inference_gpu_ids": [1, 2]},
-            "Multi-GPU inference requires engine_args.tensor_parallel_size to match len(inference_gpu_ids)",
-        ),
-        (
-            {"trainer_gpu_ids": [0], "inference_gpu_ids": [1], "engine_args": {"enable_sleep_mode": True}},
-            "enable_sleep_mode is incompatible with dedicated mode "
-            "(shared-GPU mode uses runtime sleep/wake; dedicated mode does not)",
-        ),
-        (
-            {"engine_args": {"enable_sleep_mode": False}},
-            "Shared-GPU mode requires engine_args.enable_sleep_mode=True for the external vLLM runtime",
-        ),
-        ({"vllm_runtime": {"mode": "external"}}, "vllm_runtime.server_url is required for external mode"),
-        ({"vllm_runtime": {"mode": "remote"}}, "vllm_runtime.mode must be either 'managed' or 'external'"),
-    ],
-)
+
+@pytest.mark.parametrize(("config", "message"), TEXTS)
 def test_the_exact_texts(config: dict[str, Any], message: str) -> None:
     for check in (validate_dedicated_config, validate_internal_config):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
