@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from art_core.client.dev import InternalModelConfig
+    from art_core.client.dev import OpenAIServerConfig
     from art_core.client.model import Model
     from art_core.client.result import TrainResult
     from art_core.client.trainable import TrainableModel
@@ -42,9 +42,12 @@ class Backend(Protocol):
         ...
 
     async def _prepare_backend_for_training(
-        self, model: TrainableModel[Any], config: InternalModelConfig | None
+        self, model: TrainableModel[Any], config: OpenAIServerConfig | None
     ) -> tuple[str, str]:
-        """Start what the model needs; returns the OpenAI base URL (ending in ``/v1``) and its key."""
+        """Start what the model and its ``_internal_config`` need, with what ``register`` was given besides.
+
+        Returns the OpenAI base URL (ending in ``/v1``) and its key.
+        """
         ...
 
     def _model_inference_name(self, model: Model[Any], step: int | None = None) -> str:

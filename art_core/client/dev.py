@@ -100,7 +100,10 @@ def is_external_vllm_mode(config: InternalModelConfig) -> bool:
     Raises:
         ConfigError: The mode is neither "managed" nor "external".
     """
-    mode = config.get("vllm_runtime", {}).get("mode", "managed")
+    runtime: object = config.get("vllm_runtime", {})
+    if not isinstance(runtime, Mapping):
+        raise ConfigError("vllm_runtime must be a mapping")
+    mode: object = runtime.get("mode", "managed")
     if mode not in ("managed", "external"):
         raise ConfigError("vllm_runtime.mode must be either 'managed' or 'external'")
     return mode == "external"
@@ -118,6 +121,8 @@ def validate_dedicated_config(config: InternalModelConfig) -> None:
         ConfigError: The GPU lists, or what depends on them, don't fit together.
     """
     engine_args = config.get("engine_args", {})
+    if config.get("rollout_weight_update_mode", "step_lora") not in ("step_lora", "in_flight_lora"):
+        raise ConfigError("rollout_weight_update_mode must be either 'step_lora' or 'in_flight_lora'")
     if is_external_vllm_mode(config):
         if not config["vllm_runtime"].get("server_url"):
             raise ConfigError("vllm_runtime.server_url is required for external mode")
@@ -179,6 +184,19 @@ def _check_chat_template_kwargs(given: object) -> None:
         raise ConfigError(
             f"_internal_config['chat_template_kwargs'] is {given!r}; allowed: a dict of names to what JSON can carry"
         )
+
+
+def merged_config(config: InternalModelConfig | None, server_config: OpenAIServerConfig | None) -> InternalModelConfig:
+    """A model's configuration with what ``model.register(_openai_client_config=...)`` adds.
+
+    Args:
+        config: The model's ``_internal_config``.
+        server_config: Its ``engine_args`` win.
+    """
+    merged = InternalModelConfig(**(config or {}))
+    if engine_args := (server_config or {}).get("engine_args"):
+        merged["engine_args"] = {**merged.get("engine_args", {}), **engine_args}
+    return merged
 
 
 def validate_internal_config(config: Mapping[str, Any]) -> None:

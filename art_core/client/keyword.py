@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Generic, Required, TypedDict
+from typing import Any, Generic, Required, TypedDict
 
 from pydantic import BaseModel
 from typing_extensions import TypeVar
@@ -13,6 +13,9 @@ from art_core.client.dev import InternalModelConfig
 from art_core.errors import ConfigError, nearest
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel | None, default=None)
+"""Type of the program's own `config`."""
+StateT = TypeVar("StateT", bound=dict[str, Any], default=Any)
+"""Accepted, so that ``Model[Config, State]`` can be written; states are plain dicts."""
 
 
 class ModelArgs(TypedDict, Generic[ConfigT], total=False):

@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError
 
 from art_core.client.account import Account
 from art_core.client.backend import Backend
-from art_core.client.keyword import ConfigT, ModelArgs, check_keywords
+from art_core.client.keyword import ConfigT, ModelArgs, StateT, check_keywords
 from art_core.client.metric import MetricsBuilder, Pending, context_of
 from art_core.client.state import RunState
 from art_core.errors import ConfigError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("art.client")
 
 
-class Model(RunState, Generic[ConfigT]):
+class Model(RunState, Generic[ConfigT, StateT]):
     """Something that answers chat requests, and a place for what it did.
 
     A model that is only compared with is given its address: ``inference_base_url`` and ``inference_api_key``. A

@@ -6,9 +6,10 @@ Source: the interface is that of openpipe-art's ``art.rewards``; prompt and pars
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -82,7 +83,7 @@ async def ruler(
 
     Raises:
         ConfigError: There is no way to reach the judge.
-        RunError: The judge's answer is not what was asked for.
+        RunError: The judge's answer is not what was asked for, nor is the second one.
         openai.OpenAIError: The judge could not be reached, or refused.
     """
     if not message_lists:
@@ -94,10 +95,9 @@ async def ruler(
         {"role": "system", "content": _TASK.format(rubric=rubric.strip(), ids=", ".join(ids))},
         {"role": "user", "content": _material(message_lists, tools)},
     ]
+    name = next((judge_model.removeprefix(p) for p in _PROVIDERS if judge_model.startswith(p)), judge_model)
     async with _client(judge_model, connection) as client:
-        name = next((judge_model.removeprefix(p) for p in _PROVIDERS if judge_model.startswith(p)), judge_model)
-        completion = await client.chat.completions.create(model=name, messages=request, **given)
-    scores = _parsed(completion.choices[0].message.content or "", ids)
+        scores = await _judged(functools.partial(client.chat.completions.create, model=name, **given), request, ids)
     if debug:
         print("[RULER]", json.dumps([score.model_dump() for score in scores], indent=1))
     return scores
@@ -149,6 +149,21 @@ def _scored(trajectory: Trajectory, score: TrajectoryScore) -> Trajectory:
     items = list(trajectory.messages_and_choices)
     changed = {"reward": score.score, "metrics": metrics, "logs": logs, "messages_and_choices": items}
     return trajectory.model_copy(update=changed)
+
+
+async def _judged(ask: Callable[..., Any], request: list[Message], ids: list[str]) -> list[TrajectoryScore]:
+    """The scores; a judge whose answer can't be used is told why and asked once more."""
+    answer = (await ask(messages=request)).choices[0].message.content or ""
+    try:
+        return _parsed(answer, ids)
+    except RunError as error:
+        _log.info("the judge is asked again: %s", error)
+        again: list[Message] = [
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": f"{error}\nAnswer again, with the whole object and nothing else."},
+        ]
+    answer = (await ask(messages=[*request, *again])).choices[0].message.content or ""
+    return _parsed(answer, ids)
 
 
 def _client(judge_model: str, connection: dict[str, Any]) -> AsyncOpenAI:

@@ -11,7 +11,7 @@ from pydantic import PrivateAttr
 from art_core.client.backend import Backend
 from art_core.client.config import TrainConfig, lora_config
 from art_core.client.dev import InternalModelConfig, OpenAIServerConfig, validate_internal_config
-from art_core.client.keyword import ConfigT, TrainableModelArgs, check_keywords
+from art_core.client.keyword import ConfigT, StateT, TrainableModelArgs, check_keywords
 from art_core.client.metric import CostCalculator, charge, no_cost
 from art_core.client.model import Model
 from art_core.client.result import TrainResult
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
 
 
-class TrainableModel(Model[ConfigT], Generic[ConfigT]):
+class TrainableModel(Model[ConfigT, StateT], Generic[ConfigT, StateT]):
     """A model whose adapter is trained.
 
     Settings that can be refused are refused here, before anything starts.
@@ -82,13 +82,10 @@ class TrainableModel(Model[ConfigT], Generic[ConfigT]):
             backend: Where it is trained and served.
             _openai_client_config: Its ``engine_args`` come on top of ``_internal_config["engine_args"]``.
         """
-        config: dict[str, Any] = dict(self._internal_config or {})
-        if engine_args := (_openai_client_config or {}).get("engine_args"):
-            config["engine_args"] = {**config.get("engine_args", {}), **engine_args}
+        self.inference_base_url = self.inference_api_key = self.inference_model_name = None
         await super().register(backend)
-        self.inference_base_url, self.inference_api_key = await backend._prepare_backend_for_training(
-            self, cast(InternalModelConfig, config)
-        )
+        prepared = await backend._prepare_backend_for_training(self, _openai_client_config)
+        self.inference_base_url, self.inference_api_key = prepared
         self._account.start()
         self._client = None
         self.inference_model_name = backend._model_inference_name(self)

@@ -14,7 +14,7 @@ from typing import Any, Self, Unpack
 from art_core.backend import Backend, delete_steps, hold, open_backend
 from art_core.client.capture import trained_on
 from art_core.client.config import LocalTrainArgs, lora_config, step_config
-from art_core.client.dev import InternalModelConfig, validate_internal_config
+from art_core.client.dev import InternalModelConfig, OpenAIServerConfig, merged_config, validate_internal_config
 from art_core.client.fork import ForkArgs, PullArgs, fork_model, pull_model
 from art_core.client.model import Model
 from art_core.client.pin import pinned, pinned_step
@@ -173,11 +173,11 @@ class LocalBackend:
         await self.close()
 
     async def _prepare_backend_for_training(
-        self, model: TrainableModel[Any], config: InternalModelConfig | None
+        self, model: TrainableModel[Any], config: OpenAIServerConfig | None
     ) -> tuple[str, str]:
         key = _key(model)
         if key not in self._sessions:
-            self._sessions[key] = await self._open(model, config or {})
+            self._sessions[key] = await self._open(model, merged_config(model._internal_config, config))
         gateway = self._sessions[key].backend.gateway
         return gateway.base_url, gateway.api_key
 

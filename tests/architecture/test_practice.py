@@ -10,7 +10,9 @@ import pytest
 
 from tests.architecture.source import CORE, ROOT, name, python_files, tree
 
-POLLS: dict[str, str] = {}
+POLLS: dict[str, str] = {
+    "art_core/client/retry.py attempt": "decorates functions of the program's own that block",
+}
 """``file function``: why it can't wait for an event and polls instead."""
 
 

@@ -13,6 +13,7 @@ from art_core.client.dev import (
     PeftArgs,
     chat_template,
     is_dedicated_mode,
+    merged_config,
     validate_dedicated_config,
     validate_internal_config,
 )
@@ -41,6 +42,11 @@ TEXTS: list[tuple[dict[str, Any], str]] = [
         "Shared-GPU mode requires engine_args.enable_sleep_mode=True for the external vLLM runtime",
     ),
     ({"vllm_runtime": {"mode": "external"}}, "vllm_runtime.server_url is required for external mode"),
+    ({"vllm_runtime": "external"}, "vllm_runtime must be a mapping"),
+    (
+        {"rollout_weight_update_mode": "now"},
+        "rollout_weight_update_mode must be either 'step_lora' or 'in_flight_lora'",
+    ),
     ({"vllm_runtime": {"mode": "remote"}}, "vllm_runtime.mode must be either 'managed' or 'external'"),
 ]
 """A configuration of GPUs that can't work, and the text that users know."""
@@ -128,3 +134,11 @@ def test_a_chat_template_comes_as_text_or_as_a_file(tmp_path: Path) -> None:
 def test_peft_args_says_what_to_write() -> None:
     with pytest.raises(ValueError, match="r -> rank, lora_alpha -> alpha"):
         PeftArgs(r=8)
+
+
+def test_what_register_is_given_comes_on_top() -> None:
+    config = InternalModelConfig(engine_args={"max_loras": 2, "seed": 1}, trainer_gpu_ids=[0], inference_gpu_ids=[1])
+    merged = merged_config(config, {"engine_args": {"max_loras": 3}, "log_file": "x"})
+    assert merged == {**config, "engine_args": {"max_loras": 3, "seed": 1}}
+    assert config["engine_args"]["max_loras"] == 2
+    assert merged_config(None, None) == {}

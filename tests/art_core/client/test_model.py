@@ -64,6 +64,15 @@ class RecordingBackend:
         self.calls.append(("delete", steps_to_keep))
 
 
+class FailingBackend(RecordingBackend):
+    """Can't start what a model needs."""
+
+    async def _prepare_backend_for_training(
+        self, model: TrainableModel[Any], config: Mapping[str, Any] | None
+    ) -> tuple[str, str]:
+        raise ConnectionError
+
+
 def trainable(**fields: Any) -> TrainableModel[Any]:
     return TrainableModel(**{"name": "agent", "project": "p", "base_model": "b", **fields})
 
@@ -166,7 +175,8 @@ class TestRegistered:
     async def test_register_prepares_and_takes_the_address(self, tmp_path: Path) -> None:
         config = {"engine_args": {"max_loras": 2}}
         model, backend = await registered(tmp_path, _internal_config=config)
-        assert backend.calls == [("register", "agent"), ("prepare", config)]
+        assert backend.calls == [("register", "agent"), ("prepare", None)]
+        assert model._internal_config == config
         assert model.backend() is backend
         assert (model.inference_base_url, model.inference_api_key) == (backend.base_url, "secret")
         client = model.openai_client()
@@ -183,6 +193,14 @@ class TestRegistered:
         model.openai_client()
         await model.register(RecordingBackend(base_url="http://127.0.0.1:10/v1"))
         assert str(model.openai_client().base_url) == "http://127.0.0.1:10/v1/"
+
+    async def test_a_backend_that_fails_leaves_no_old_address(self, tmp_path: Path) -> None:
+        model, _ = await registered(tmp_path)
+        with pytest.raises(ConnectionError):
+            await model.register(FailingBackend())
+        assert (model.inference_base_url, model.inference_api_key, model.inference_model_name) == (None, None, None)
+        with pytest.raises(ValueError, match="OpenAI client not yet available"):
+            model.openai_client()
 
     async def test_names_follow_the_newest_step_or_pin_one(self, tmp_path: Path) -> None:
         model, backend = await registered(tmp_path)

@@ -81,5 +81,26 @@ async def test_waits_grow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_can_t_be_retried_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_attempts is 0"):
         retry(max_attempts=0)
-    with pytest.raises(ConfigError, match="no coroutine function"):
-        retry()(lambda: None)  # type: ignore[arg-type, return-value]
+
+
+def test_a_function_that_blocks_is_tried_again_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("art_core.client.retry.time.sleep", waits.append)
+    seen: list[int] = []
+
+    @retry(max_attempts=4, delay=0.25, on_retry=lambda error, number: seen.append(number))
+    def load(text: str) -> str:
+        if len(seen) < 2:
+            raise OSError
+        return text
+
+    assert (load("x"), load.__name__) == ("x", "load")
+    assert (waits, seen) == ([0.25, 0.5], [1, 2])
+
+    @retry(max_attempts=1)
+    def once() -> None:
+        raise OSError
+
+    with pytest.raises(OSError):
+        once()
+    assert len(waits) == 2

@@ -120,6 +120,18 @@ async def test_a_bad_answer_is_an_error_or_drops_the_group(
     assert "not scored and is dropped: RunError" in caplog.text
 
 
+async def test_a_judge_that_got_it_wrong_is_told_and_asked_once_more() -> None:
+    answers = iter([verdict(0.5), verdict(0.9, 0.1)])
+    with chat_endpoint(lambda request: completion(next(answers))) as judge:
+        judged = await ruler_score_group(group(0, 1), JUDGE, at(judge, temperature=0.3))
+    assert judged is not None and [t.reward for t in judged] == [0.9, 0.1]
+    first, second = judge.requests
+    assert second["messages"][:2] == first["messages"]
+    assert second["messages"][2] == {"role": "assistant", "content": verdict(0.5)}
+    assert "scored trajectories ['1']; it was asked for ['1', '2']" in second["messages"][3]["content"]
+    assert second["temperature"] == 0.3
+
+
 async def test_in_a_training_loop_groups_whose_judging_fails_are_filtered_out() -> None:
     """As the reference documents it."""
 
