@@ -29,7 +29,7 @@ COLUMNS = ("environment", "device", "python", "library", "size", "built", "in us
 @app.command()
 def create(
     name: Annotated[str | None, typer.Argument(help="The part's name, as in `art plugins list`.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Build for every installed part that declares one.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Build for every part that has a set for the device.")] = False,
     device: Device = None,
     python: Annotated[str | None, typer.Option(help="Interpreter to build it with; default: this one.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be installed, and where.")] = False,
@@ -41,7 +41,8 @@ def create(
     if (name is None) != every:
         raise ConfigError("name one part, or give --all")
     console = Console()
-    for spec in _specs().values() if name is None else [_spec(name)]:
+    specs = [_spec(name)] if name else [each for each in _specs().values() if device in (None, *each.requirements)]
+    for spec in specs:
         made = create_environment(
             spec, _cache(), device, python=python, dry_run=dry_run, report=lambda line: say(console, line)
         )

@@ -38,6 +38,10 @@ class _Plan:
     python: Python
     place: Place
 
+    def stands(self) -> bool:
+        """Whether the environment is whole, and so is what it was built with."""
+        return self.place.built() is not None and self.place.python.exists()
+
 
 def create(
     spec: EnvironmentSpec,
@@ -70,17 +74,14 @@ def create(
         EnvironmentBuildError: Too little space, or pip failed: the message has its last lines and what to try.
     """
     plan = _plan(spec, cache, device, python)
-    if plan.place.built() is None:
-        if dry_run:
-            _say(plan, report)
-            return plan.place.directory
+    if dry_run:
+        _say(plan, report)
+        return plan.place.directory
+    if not plan.stands():
         _require_space(plan)
         with locked(plan.place, lambda: report(f"another process is building {plan.place.directory}; waiting for it")):
-            if plan.place.built() is None:
+            if not plan.stands():
                 _build(plan, report)
-    elif dry_run:
-        report(f"nothing to do: {plan.place.directory} stands")
-        return plan.place.directory
     return with_own(plan.place, spec.distributions)
 
 
@@ -99,10 +100,13 @@ def _plan(spec: EnvironmentSpec, cache: Path, device: str | None, command: str |
             )
     if problems := unmet(own, pinned.versions, python.version):
         raise PluginContractError(f"{pinned.path} lacks what enters its environment: {'; '.join(problems)}")
-    return _Plan(spec, device, pinned, python, place(cache, spec.name, device, python.tag, pinned.digest))
+    return _Plan(spec, device, pinned, python, place(cache, spec.name, device, python, pinned.digest))
 
 
 def _say(plan: _Plan, report: Report) -> None:
+    if plan.stands():
+        report(f"nothing to do: {plan.place.directory} stands")
+        return
     report(f"would build {plan.place.directory}")
     report(f"with {plan.python.executable} (Python {plan.python.version}, {plan.python.platform})")
     report(f"from {plan.pinned.path}, by pip, without looking for dependencies:")
@@ -154,7 +158,7 @@ def locked(where: Place, wait: Callable[[], None]) -> Iterator[None]:
 def _build(plan: _Plan, report: Report) -> None:
     where, started = plan.place, datetime.datetime.now(datetime.UTC)
     if where.directory.exists():
-        report(f"removing {where.directory}, which was not finished")
+        report(f"removing {where.directory}, which is not whole")
         shutil.rmtree(where.directory)
     report(f"building {where.directory} with {plan.python.executable} (Python {plan.python.version})")
     try:
@@ -173,6 +177,7 @@ def _build(plan: _Plan, report: Report) -> None:
         set_digest=plan.pinned.digest,
         python=plan.python.version,
         tag=plan.python.tag,
+        platform=plan.python.platform,
         library=library,
         size_bytes=size_bytes,
         created=started.isoformat(timespec="seconds"),

@@ -9,6 +9,7 @@ with/<digest>/     the same, with our own distributions (`art_core.environment.o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from art_core.disk import replace
+from art_core.environment.python import Python
 
 LAYOUT = 1
 """Raised when something is built differently from the same set, so that old environments are not used."""
@@ -38,6 +40,8 @@ class BuiltEnvironment:
     """Version of its interpreter."""
     tag: str
     """Of its interpreter, e.g. ``cpython-311``."""
+    platform: str
+    """What it was built on, e.g. ``linux-x86_64``: machines of two kinds may share a cache."""
     library: Mapping[str, str]
     """The part's library: distribution to version."""
     size_bytes: int
@@ -101,17 +105,18 @@ def root(cache: Path) -> Path:
     return cache.expanduser().absolute() / "environments"
 
 
-def place(cache: Path, name: str, device: str, tag: str, set_digest: str) -> Place:
+def place(cache: Path, name: str, device: str, python: Python, set_digest: str) -> Place:
     """Where the environment for these stands.
 
     Args:
         cache: The cache's root.
         name: The part's name.
         device: A device of its spec.
-        tag: The base interpreter's, e.g. ``cpython-311``.
+        python: The base interpreter.
         set_digest: Of the pinned set.
     """
-    return Place(root(cache) / f"{name}-{device}-{tag.replace('-', '')}-{set_digest[:12]}v{LAYOUT}")
+    digest = hashlib.sha256(f"{LAYOUT} {set_digest} {python.platform}".encode()).hexdigest()
+    return Place(root(cache) / f"{name}-{device}-{python.tag.replace('-', '')}-{digest[:12]}")
 
 
 def places(cache: Path) -> list[Place]:

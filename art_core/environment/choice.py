@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -85,6 +86,8 @@ def why_not(spec: EnvironmentSpec, where: Place, built: BuiltEnvironment) -> str
         return f"there is no set for {built.device} any more"
     if built.set_digest != pinned_set(spec, built.device).digest:
         return "it was built from another version of its set"
+    if built.platform != sysconfig.get_platform():
+        return f"it was built on {built.platform}"
     if not where.python.exists():
         return f"the interpreter that it was built with is gone: {where.python.resolve()}"
     return misfit(spec, built.library)

@@ -36,6 +36,9 @@ def test_a_plan_is_printed_and_nothing_is_made(site: Path) -> None:
     assert lines[0].startswith(f"would build {site.parent}/cache/environments/bow-cpu-")
     assert lines[3:] == ["  quiver==2.1", "and, as they are installed here:", "  art-bow 1.0"]
     assert not (site.parent / "cache").exists()
+    everything = art(site, "env", "create", "--all", "--device", "cpu", "--dry-run")
+    assert lines[0] in everything.stdout.splitlines()
+    assert art(site, "env", "create", "--all", "--device", "tpu", "--dry-run").stdout == ""
 
 
 def test_names_that_there_are_not(site: Path) -> None:
@@ -53,7 +56,7 @@ def test_names_that_there_are_not(site: Path) -> None:
 
 
 def test_what_a_stopped_builder_left_is_listed_and_removed(site: Path) -> None:
-    left = site.parent / "cache" / "environments" / "bow-cpu-cpython311-0123456789abv1"
+    left = site.parent / "cache" / "environments" / "bow-cpu-cpython311-0123456789ab"
     (left / "bin").mkdir(parents=True)
     (state,) = json.loads(art(site, "env", "list", "--json").stdout)
     assert state == {

@@ -99,7 +99,9 @@ def test_a_second_call_builds_nothing(cache: Path, spec: EnvironmentSpec) -> Non
     before = only(cache).log.stat().st_mtime_ns
     said: list[str] = []
     assert str(create(spec, cache, report=said.append)) == interpreter(spec, cache)
-    assert said == [] and only(cache).log.stat().st_mtime_ns == before
+    assert said == []
+    create(spec, cache, dry_run=True, report=said.append)
+    assert said == [f"nothing to do: {only(cache).directory} stands"] and only(cache).log.stat().st_mtime_ns == before
 
 
 def test_a_new_release_of_ours_enters_without_a_build(cache: Path, spec: EnvironmentSpec, site: Path) -> None:
@@ -214,7 +216,7 @@ def test_a_killed_builder_leaves_nothing_that_runs_or_is_used(spec: EnvironmentS
     assert missing(spec, tmp_path) is not None
     said: list[str] = []
     python = create(spec, tmp_path, "cpu", report=said.append)
-    assert said[0] == f"removing {only(tmp_path).directory}, which was not finished"
+    assert said[0] == f"removing {only(tmp_path).directory}, which is not whole"
     assert run(python, LOOK).split()[0] == "3"
 
 
@@ -310,6 +312,14 @@ def test_one_whose_interpreter_is_gone_is_not_used(spec: EnvironmentSpec, cache:
     place.python.symlink_to("/nowhere/python3")
     reason = missing(spec, tmp_path)
     assert reason is not None and "the interpreter that it was built with is gone: /nowhere/python3" in reason
+    said: list[str] = []
+    create(spec, tmp_path, "cpu", dry_run=True, report=said.append)
+    assert said[0] == f"would build {place.directory}"
+    built = place.built()
+    assert built is not None
+    place.finish(replace(built, platform="plan9-mips"))
+    reason = missing(spec, tmp_path)
+    assert reason is not None and "it was built on plan9-mips" in reason
     (place.directory / "ready.json").write_text(json.dumps({"name": "bow"}))
     assert missing(spec, tmp_path) is not None, "a description of another kind is none"
 
