@@ -34,10 +34,14 @@ def disk_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "mend that")
         raise StoreError(
-            f"can't {what}: {error.filename}: {error.strerror or error}; {advice} and try again"
+            f"can't {what}: {error.filename}: {error.strerror or error}; {advice(error)} and try again"
         ) from error
+
+
+def advice(error: OSError) -> str:
+    """What to do about a refusal of the system's, to stand before "and try again"."""
+    return _ADVICE.get(error.errno or 0, "mend that")
 
 
 @contextmanager

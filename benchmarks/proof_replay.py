@@ -27,13 +27,13 @@ from pathlib import Path
 
 import art
 from art.local import LocalBackend
-from art_core.builtin.file import FileStore
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.capability import Capabilities, Capability
 from art_core.checkpoint import StoredCheckpoint
 from art_core.compose import Choice, compose
 from art_core.config import Environment, LoRAConfig, Timeouts
 from art_core.errors import StaleWeightsError
+from art_core.local_store import LocalStore
 from art_core.model_source import resolve_base_model
 from art_core.plugins import Plugins
 from art_core.proof import behaviour
@@ -70,7 +70,7 @@ async def rollout(model: art.TrainableModel, word: str, seed: int) -> art.Trajec
 
 async def train(base_model: str, cache: Path, rate: float, steps: int) -> list[StoredCheckpoint]:
     """The cached run of a learning rate, trained as far as is asked; step 0 first."""
-    name, store = f"rate-{rate:g}", FileStore()
+    name, store = f"rate-{rate:g}", LocalStore()
     path = run_path(cache, PROJECT, name)
     if len(await store.list(path)) <= steps:
         model = art.TrainableModel(name=name, project=PROJECT, base_model=base_model)

@@ -38,8 +38,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from art_core.builtin.file import FileStore
 from art_core.checkpoint import verify
+from art_core.local_store import LocalStore
 from art_core.run import RunDirectory, run_path
 from tests.faults.kill import Call, in_fork
 from tests.faults.life import LORA, PROJECT, RUN, SMALL_BASE, Life, real_life, small_life, teller
@@ -192,7 +192,7 @@ class Campaign:
 
     def _listed(self, path: Path) -> list[tuple[int, Mapping[str, str]]]:
         """Number and files of the listed steps, every byte of each verified."""
-        found = asyncio.run(FileStore().list(run_path(path, PROJECT, RUN)))
+        found = asyncio.run(LocalStore().list(run_path(path, PROJECT, RUN)))
         for stored in found:
             assert verify(stored.directory, stored.manifest) == stored.manifest
         return [(stored.step, {name: file.sha256 for name, file in stored.manifest.files.items()}) for stored in found]

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import art
 from art.local import LocalBackend
-from art_core.backend import BackendSpec, open_backend
+from art_core.backend import Backend, BackendSpec, open_backend
 from art_core.client.account import Account
 from art_core.client.log import LogEntry, write_log
 from art_core.config import LoRAConfig, Timeouts
@@ -62,11 +62,17 @@ def teller(fd: int) -> Say:
     return say
 
 
-async def small_life(root: Path, steps: int, say: Say) -> None:
+async def open_small(root: Path) -> Backend:
+    """A whole backend but for processes: see `small`."""
     run = RunDirectory.create_or_open(root, PROJECT, RUN, SMALL_BASE, LORA)
     engine = EngineSpec(SMALL_BASE, SMALL_BASE, LORA.rank, run.log_directory / "engine.log")
     spec = BackendSpec(RUN, run, engine, TrainerSpec(SMALL_BASE, LORA), Timeouts())
-    backend = await open_backend(small_parts(), spec, Observers(Plugins().manager))
+    return await open_backend(small_parts(), spec, Observers(Plugins().manager))
+
+
+async def small_life(root: Path, steps: int, say: Say) -> None:
+    backend = await open_small(root)
+    run = backend.spec.run
     say("open", backend.route.current().policy.step)
     account = Account()
     for _ in range(steps):

@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save
 from art_core import disk
 from art_core.base_model import BaseIdentity, ModelInfo
 from art_core.batch import TrainBatch
-from art_core.builtin.file import FileStore
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.capability import FULL, Capabilities, Capability
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER
@@ -72,9 +71,10 @@ class SmallTrainer:
         return StepResult({"loss/train": 0.0}, self._probe(batch, before), updated=True)
 
     async def save(self, directory: Path) -> None:
-        disk.write(directory / ADAPTER, save(self.weights))
-        disk.write(directory / OPTIMIZER, save(self.velocity))
-        disk.write(directory / ADAPTER_CONFIG, f'{{"r": {RANK}, "lora_alpha": {ALPHA}}}'.encode())
+        with disk.disk_errors("save the step"):
+            disk.write(directory / ADAPTER, save(self.weights))
+            disk.write(directory / OPTIMIZER, save(self.velocity))
+            disk.write(directory / ADAPTER_CONFIG, f'{{"r": {RANK}, "lora_alpha": {ALPHA}}}'.encode())
 
     async def stop(self) -> None: ...
 
@@ -94,4 +94,4 @@ def small_parts() -> Parts:
     """Four parts, not started."""
     engine = SmallEngine()
     publisher = ReloadPublisher(ReloadOptions(), engine, PROVES)
-    return Parts(engine, "small", PROVES, cast(Any, SmallTrainer()), "small", FileStore(), publisher)
+    return Parts(engine, "small", PROVES, cast(Any, SmallTrainer()), "small", None, publisher)

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 
+from art_core import disk
 from art_core.batch import TrainBatch
 from art_core.capability import Capabilities, Capability
 from art_core.errors import ArtError, CheckpointError, ConfigError, TrainerError, TrainerStartError
@@ -132,4 +133,6 @@ def _write(learner: Learner, directory: Path) -> None:
         try:
             path.write_bytes(content)
         except OSError as error:
-            raise CheckpointError(f"{path} can't be written: {error.strerror}", stage="save") from error
+            raise CheckpointError(
+                f"{path} can't be written: {error.strerror}; {disk.advice(error)} and try again", stage="save"
+            ) from error
