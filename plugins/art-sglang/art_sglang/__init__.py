@@ -1,0 +1,1 @@
+"""SGLang as an inference engine of ART."""

@@ -1,0 +1,1 @@
+"""The engine as its own process: imported by SGLang's interpreter alone."""
