@@ -18,8 +18,6 @@ from typing import TypeVar
 import art
 from art.local import LocalBackend
 from art_core.backend import Backend, BackendSpec, open_backend
-from art_core.client.account import Account
-from art_core.client.log import LogEntry, write_log
 from art_core.config import LoRAConfig, Timeouts
 from art_core.errors import RunError
 from art_core.events import Observers
@@ -72,16 +70,16 @@ async def open_small(root: Path) -> Backend:
 
 async def small_life(root: Path, steps: int, say: Say) -> None:
     backend = await open_small(root)
-    run = backend.spec.run
+    model = art.TrainableModel(name=RUN, project=PROJECT, base_model=SMALL_BASE)
+    model.base_path = str(root)
     say("open", backend.route.current().policy.step)
-    account = Account()
     for _ in range(steps):
         say("training", backend.route.current().policy.step + 1)
         outcome = await train_step(backend, groups(), StepConfig(learning_rate=RATE))
         step = outcome.policy.step
         say("served", step)
-        write_log(run, LogEntry(groups(), "train", step, outcome.metrics), account)
-        run.write_state({"step": step})
+        await model.log(groups(), "train", metrics=outcome.metrics, step=step)
+        model.overwrite_state({"step": step})
     await backend.close()
 
 

@@ -15,7 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+import art
+from art.local import LocalBackend
 from art_core.checkpoint import ADAPTER, verify
+from art_core.config import LoRAConfig
+from art_core.errors import RunLockedError
+from art_core.run import RunDirectory
+from tests.art_core.test_run import HOLD
 
 SEED = 20261122
 NOTICED_S = 2.0
@@ -143,3 +149,21 @@ async def test_ctrl_c_mid_step(tmp_path: Path, tiny_model: Path, engine: str) ->
         assert process.returncode in (-signal.SIGINT, 130)
         assert await gone(family) == []
     assert len(stored_steps(tmp_path)) >= 2
+
+
+async def test_a_second_process_is_told_who_holds_the_run(tmp_path: Path, tiny_model: Path) -> None:
+    """Before it launches anything; once the first has been killed, the run is free."""
+    holder = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HOLD, str(tmp_path), "plain", stdin=PIPE, stdout=PIPE
+    )
+    assert holder.stdout is not None
+    assert await holder.stdout.readline() == b"held\n"
+    model = art.TrainableModel(name="r", project="p", base_model=str(tiny_model))
+    children = set(psutil.Process().children(recursive=True))
+    async with LocalBackend(path=tmp_path, engine="torch", trainer="torch") as backend:
+        with pytest.raises(RunLockedError, match=f"run 'r' is held by process {holder.pid} on .*; end that process"):
+            await model.register(backend)
+        assert set(psutil.Process().children(recursive=True)) <= children
+    holder.kill()
+    await holder.communicate()
+    RunDirectory.create_or_open(tmp_path, "p", "r", str(tiny_model), LoRAConfig()).close()
