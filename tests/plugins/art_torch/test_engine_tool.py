@@ -13,6 +13,7 @@ import pytest
 from art_torch.engine import TorchEngine
 from art_torch.options import TorchEngineOptions
 from art_torch.serve.chat import ChatTemplate
+from art_torch.serve.failure import RequestError
 from art_torch.serve.tool_call import Reading, ToolCall, ToolFormat
 from hypothesis import given
 from hypothesis import strategies as st
@@ -177,6 +178,19 @@ def test_a_result_is_given_the_name_of_its_call(tokenizer: PreTrainedTokenizerBa
     assert tokenizer.decode(template_of(tokenizer, source).prompt(messages)).endswith("add!")
 
 
+@pytest.mark.parametrize(
+    "source", ["{{ 1 / 0 }}", "{{ messages[0].content.a.b }}", "{{ {}.popitem() }}", "{{ messages[0].content + 1 }}"]
+)
+def test_a_template_that_fails_refuses_the_request(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    with pytest.raises(RequestError, match="the chat template refuses these messages"):
+        template_of(tokenizer, source).prompt([question(1)])
+
+
+def test_half_a_surrogate_pair_is_no_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(RequestError, match="the chat template refuses these messages"):
+        template_of(tokenizer, PLAIN).prompt([{"role": "user", "content": "\ud800"}])
+
+
 def test_a_template_is_checked_when_it_is_loaded(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ConfigError, match=r"no Jinja: .*line 2"):
         template_of(tokenizer, "{{ messages }}\n{% if %}")
@@ -278,6 +292,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function", "function": {}}]}, r"'tools' is "),
     ({"tools": "add"}, r"'tools' is 'add'"),
     ({"messages": called(arguments="{")}, r"'messages.tool_calls.function.arguments' is '\{'; allowed: the JSON text"),
+    ({"messages": called(arguments="[" * 9000)}, r"'messages.tool_calls.function.arguments' is '\[\["),
     ({"messages": called(arguments="[1]")}, r"'messages.tool_calls.function.arguments' is '\[1\]'"),
     ({"messages": called(arguments={"a": 1})}, r"'messages.tool_calls.function.arguments' is \{'a': 1\}"),
     ({"messages": called(function="add")}, r"'messages.tool_calls' is "),

@@ -16,6 +16,16 @@ from art_torch.serve.tool_probe import ToolSupport, probe_tools
 
 Message = dict[str, Any]
 Tool = dict[str, Any]
+_REFUSALS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+"""What a template, which is somebody's program, raises on messages that it was not made for."""
 _VARIABLES = "variables of the template, not the renderer's own"
 
 
@@ -83,7 +93,7 @@ class ChatTemplate:
             )
         except jinja2.TemplateSyntaxError:
             raise
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except _REFUSALS as error:
             raise RequestError(400, f"the chat template refuses these messages: {error}", param="messages") from error
         return list(tokens)
 
@@ -122,7 +132,7 @@ class ChatTemplate:
         arguments = function.get("arguments")
         try:
             values = json.loads(arguments) if isinstance(arguments, str) else None
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             raise bad_parameter("messages.tool_calls.function.arguments", arguments, "the JSON text of an object")
