@@ -31,7 +31,6 @@ from art_core.batch import TrainBatch
 from art_core.config import LoRAConfig, Timeouts
 from art_core.protocols.trainer import Trainer, TrainerInfo, TrainerSpec
 from art_core.step import Probe, StepConfig, StepResult
-from art_core.testing.batch import BatchShape, make_batch
 from art_core.worker import TrainerWorker
 
 AIM_MS = 20.0
@@ -102,6 +101,8 @@ async def measure(arguments: argparse.Namespace) -> dict[str, object]:
 
 def sized(megabytes: float) -> TrainBatch:
     """A batch of about that size."""
+    from art_core.testing.batch import BatchShape, make_batch  # here only: it wants pytest, which workers lack
+
     shape = BatchShape(groups=16, sequences_per_group=4)
     token_bytes = 4 + 1 + 4 + 4 + 4 + 4  # the six arrays that have a value for each token
     tokens = round(megabytes * 1e6 / token_bytes / shape.groups / shape.sequences_per_group)

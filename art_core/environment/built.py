@@ -81,14 +81,14 @@ class Place:
         return self.directory.name.rsplit("-", 3)[1]
 
     def built(self) -> BuiltEnvironment | None:
-        """What it says of itself; None where it is not whole."""
+        """What it says of itself; None where it is not whole, or was built by another version of ART."""
         ready = self.directory / _READY
         if not ready.is_file():
             return None
         try:
             return TypeAdapter(BuiltEnvironment).validate_json(ready.read_bytes())
         except ValidationError as error:
-            _log.warning("%s can't be read, so that environment is not used: %s", ready, error)
+            _log.debug("%s is of another version of ART", ready, exc_info=error)
             return None
 
     def finish(self, built: BuiltEnvironment) -> None:

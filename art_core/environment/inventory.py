@@ -93,11 +93,8 @@ def check(spec: EnvironmentSpec, cache: Path, device: str | None = None) -> tupl
 def _state(where: Place, specs: Mapping[str, EnvironmentSpec]) -> EnvironmentState:
     built, spec = where.built(), specs.get(where.part)
     if built is None:
-        unused: str | None = (
-            "it is being built"
-            if _is_locked(where)
-            else f"its builder was stopped; art env create {where.part}, or art env remove {where.part}"
-        )
+        fix = f"art env create {where.part}, or art env remove {where.part}"
+        unused: str | None = "it is being built" if _is_locked(where) else f"it is not whole; {fix}"
         return EnvironmentState(where.part, where.device, where.directory, unused, None, {}, None, None)
     if spec is None:
         unused = f"no installed plugin declares it; art env remove {where.part}"

@@ -63,14 +63,14 @@ def test_what_a_stopped_builder_left_is_listed_and_removed(site: Path) -> None:
         "name": "bow",
         "device": "cpu",
         "directory": str(left),
-        "unused": "its builder was stopped; art env create bow, or art env remove bow",
+        "unused": "it is not whole; art env create bow, or art env remove bow",
         "python": None,
         "library": {},
         "size_bytes": None,
         "created": None,
     }
     plain = art(site, "env", "list").stdout
-    assert "no: its builder was stopped" in plain
+    assert "no: it is not whole" in plain
     done = art(site, "env", "remove", "bow", "--unused")
     assert (done.returncode, done.stdout) == (0, f"removed {left}\n")
     assert not left.exists()

@@ -212,7 +212,7 @@ def test_a_killed_builder_leaves_nothing_that_runs_or_is_used(spec: EnvironmentS
     builder.stdout.close()
     assert psutil.wait_procs(children, 5)[1] == [], "pip outlived its builder"
     (state,) = list_environments(tmp_path, {"bow": spec})
-    assert state.unused == "its builder was stopped; art env create bow, or art env remove bow"
+    assert state.unused == "it is not whole; art env create bow, or art env remove bow"
     assert missing(spec, tmp_path) is not None
     said: list[str] = []
     python = create(spec, tmp_path, "cpu", report=said.append)
