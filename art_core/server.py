@@ -49,6 +49,7 @@ class ServerThread:
         config = uvicorn.Config(
             app,
             lifespan="on",
+            http="httptools",
             ws="none",
             log_config=None,
             log_level="warning",
