@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -116,3 +117,20 @@ def test_every_test_file_is_one_that_make_runs() -> None:
         if not path.name.startswith("test_") and re.search(r"^(async )?def test_", path.read_text(), re.MULTILINE)
     ]
     assert not misnamed, f"pytest collects test_*.py only: {misnamed}"
+
+
+PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
+def test_a_plugin_is_a_whole_distribution(plugin: Path) -> None:
+    """What its wheel must hold, and a word of it on the project's own page."""
+    settings = tomllib.loads((plugin / "pyproject.toml").read_text(encoding="utf-8"))
+    project, package = settings["project"], plugin.name.replace("-", "_")
+    assert (project["name"], project["readme"], project["license"]) == (plugin.name, "README.md", "Apache-2.0")
+    assert project["license-files"] == ["LICENSE"], "its wheel must carry the license: license-files = ['LICENSE']"
+    license_text = (ROOT / "LICENSE").read_bytes()
+    assert (plugin / "LICENSE").read_bytes() == license_text, "ln -s ../../LICENSE LICENSE"
+    assert (plugin / package / "py.typed").is_file()
+    assert list(project["entry-points"]["art_core"]) == [plugin.name.removeprefix("art-")]
+    assert f"`{plugin.name}`" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,6 +13,10 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 TUTORIAL = DOCS / "tutorial" / "your-own-agent.md"
 PAGES = (TUTORIAL, *sorted((DOCS / "how-to").glob("*.md")))
+EXCERPTS = {"environment"}
+"""Pages whose blocks need an environment of their own, and are tried with the plugins that have one."""
+LEARNED = 1.3
+"""How many times the first three steps' mean reward the last three's is to be. Seen: 0.38, then 0.73."""
 BLOCK = re.compile(r'^```python(?: title="(.+?)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 
 
@@ -34,7 +38,7 @@ def run(folder: Path, name: str, code: str) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_program_has_a_name_and_can_be_parsed(page: Path) -> None:
     for name, code in programs(page).items():
-        assert name.endswith(".py"), f"a block of {page.name} has no title, so nothing runs it"
+        assert name.endswith(".py") or page.stem in EXCERPTS, f"a block of {page.name} has no title: nothing runs it"
         ast.parse(code)
 
 
@@ -53,13 +57,13 @@ def test_the_programs_do_what_their_page_says(tmp_path: Path) -> None:
     assert [line.partition(":")[0] for line in asked.splitlines()] == ["quiz@8", "quiz@1"]
     assert not tutorial, "a program that nothing runs"
     told = {
-        name: run(tmp_path, name, code) for page in PAGES if page != TUTORIAL for name, code in programs(page).items()
+        name: run(tmp_path, name, code)
+        for page in PAGES
+        if page != TUTORIAL
+        for name, code in programs(page).items()
+        if name
     }
     assert told["resume.py"].splitlines() == ["goes on after step 8", "the fork goes on after step 2"]
     assert told["lease.py"].strip() == "quiz@8"
     assert "groups were judged" in told["judge.py"]
     assert "16 trajectories" in told["history.py"]
-
-
-LEARNED = 1.2
-"""The last three steps' rewards are to be so many times the first three's; seen: see the test above's own figures."""
