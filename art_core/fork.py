@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from art_core.base_model import BaseIdentity, base_digest
-from art_core.checkpoint import Checkpoint, StoredCheckpoint, verify, write_manifest
+from art_core.checkpoint import (
+    DROPPABLE,
+    DROPPED,
+    Checkpoint,
+    StoredCheckpoint,
+    verify,
+    write_manifest,
+)
 from art_core.config import LoRAConfig
 from art_core.errors import CheckpointCorruptError, CheckpointNotFoundError, ConfigError
 from art_core.intake import require_adapter, require_arrays
@@ -135,8 +142,10 @@ def _require_fit(original: StoredCheckpoint, target: ForkTarget) -> None:
 
 
 def _rename(copy: Checkpoint, source: ForkSource, run: str) -> Checkpoint:
-    """The copied files under a manifest of the new run."""
+    """The copied files under a manifest of the new run, which never had what the old one has dropped."""
     manifest = copy.manifest
+    for name in DROPPABLE:
+        (copy.directory / (name + DROPPED)).unlink(missing_ok=True)
     return write_manifest(
         copy.directory,
         run=run,

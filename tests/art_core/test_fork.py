@@ -99,6 +99,14 @@ async def test_from_another_root_and_project_while_the_source_is_held(root: Path
     holder.close()
 
 
+async def test_a_step_whose_optimizer_was_dropped(root: Path) -> None:
+    """The fork never had one: its trainer begins with a fresh optimizer."""
+    assert await store.drop_optimizer(root / "p/models/old", [5]) == [5]
+    forked = await fork_checkpoint(store, source(root), target(root))
+    assert verify(forked.directory).files.keys() == verify(old_step(root, 5)).files.keys() - {OPTIMIZER}
+    assert [each.step for each in await store.list(root / "p/models/new")] == [5]
+
+
 class TestRefused:
     """Nothing of the new run's checkpoints is written."""
 

@@ -17,6 +17,7 @@ from art_core import disk
 from art_core.checkpoint import Checkpoint, verify
 from art_core.config import LoRAConfig
 from art_core.errors import CommitConflictError, StoreError
+from art_core.fork import ForkSource, ForkTarget, fork_checkpoint
 from art_core.local_store import LocalStore
 from art_core.run import RunDirectory
 from tests.faults.kill import every_kill, in_fork, killed_at, refusing
@@ -104,6 +105,36 @@ def test_a_delete_killed_anywhere(fresh: Callable[[], Path]) -> None:
 
     kills = every_kill(fresh, lambda run: asyncio.run(store.delete(run, [0], [1])), check)
     assert kills > 10
+
+
+def test_a_fork_killed_anywhere(tmp_path: Path) -> None:
+    """The new run has the step whole, or it may be forked into again; the source is as it was."""
+    source = ForkSource(tmp_path / "template", "p", "old")
+    run = RunDirectory.create_or_open(source.root, "p", "old", "tiny", LoRAConfig())
+    commit(run.path, 7)
+    run.close()
+    count = itertools.count()
+
+    def make() -> Path:
+        (root := tmp_path / str(next(count))).mkdir()
+        return root
+
+    def fork(root: Path) -> None:
+        target = ForkTarget(root, "p", "new", "tiny", "tiny", LoRAConfig())
+        asyncio.run(fork_checkpoint(store, source, target))
+
+    def check(root: Path) -> None:
+        path = root / "p/models/new"
+        if listed(path) == []:
+            fork(root)
+        assert listed(path) == [7]
+        RunDirectory.create_or_open(root, "p", "new", "tiny", LoRAConfig()).close()
+        no_leftovers(path)
+        assert listed(run.path) == [7]
+
+    kills = every_kill(make, fork, check)
+    print(f"{kills} kills of a fork")
+    assert kills > 60
 
 
 def test_state_and_history_killed_anywhere(fresh: Callable[[], Path]) -> None:
