@@ -150,8 +150,8 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether another request can be sent: the answer is whole, and both ends keep the connection."""
-        return self._answer.kept and not self.closed
+        """Whether another request can be sent: the answer is whole, and both ends keep the connection and read on."""
+        return self._answer.kept and self._answer.waiting_bytes <= _HIGH_BYTES and not self.closed
 
     @property
     def closed(self) -> bool:

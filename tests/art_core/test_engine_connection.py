@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from art_core.engine_connection import Connection, ConnectionPool, Origin
+from art_core.engine_connection import _HIGH_BYTES, Connection, ConnectionPool, Origin
 from art_core.errors import EngineUnavailableError
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -208,6 +208,21 @@ async def test_a_body_that_is_not_taken_holds_the_engine_back() -> None:
         assert connection.reusable
         pool.give(origin, connection)
         pool.close()
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_a_connection_on_which_reading_stopped_is_not_kept(more: int) -> None:
+    """It stops beyond a limit: here with the last byte of a body that nobody takes."""
+    size, pool = _HIGH_BYTES + more, ConnectionPool(POOL_S, POOL_S)
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size
+    async with serving(answering(answer)) as (origin, _):
+        connection = await pool.take(origin)
+        connection.request(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n", b"")
+        while not connection._answer.whole:
+            await asyncio.sleep(0)
+        assert connection.reusable is (more == 0)
+        pool.give(origin, connection)
+        assert len((await ask(pool, origin))[1]) == size
 
 
 async def test_an_engine_that_closed_a_kept_connection_is_asked_over_a_new_one() -> None:

@@ -63,7 +63,7 @@ def load_base(
         identity=BaseIdentity(name=base_model, digest=base_digest(directory)),
         vocab_size=model.config.get_text_config().vocab_size,
         context_tokens=_context_tokens(base_model, model),
-        chat_template=tokenizer.chat_template,
+        chat_template=_chat_template(tokenizer),
         dtype=str(kind).removeprefix("torch."),
     )
     return LoadedBase(model, tokenizer, info, target, kind)
@@ -153,6 +153,12 @@ def _load_tokenizer(base_model: str, directory: Path) -> PreTrainedTokenizerBase
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ConfigError(f"base model {base_model!r} has no usable tokenizer: {_first_line(error)}") from error
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The one that chats without tools are rendered by: some tokenizers have several, by name."""
+    template: str | dict[str, str] | None = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from art_torch.base_model import load_base
+from art_torch.serve.chat import ChatTemplate
+from art_torch.serve.tool_call import ToolFormat
+from transformers import AutoTokenizer
 
 from art_core.base_model import base_digest
 from art_core.errors import ConfigError
 from tests.tiny_model import CHAT_TEMPLATE, write_tiny_model
+from tests.tool_model import ADD
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,23 @@ def test_float32_weights_stay_memory_mapped(tiny: Path) -> None:
 def test_bfloat16_casts(tiny: Path) -> None:
     base = load_base(str(tiny), "cpu", "bfloat16")
     assert base.model.lm_head.weight.dtype == torch.bfloat16 and base.info.dtype == "bfloat16"
+
+
+def test_of_several_templates_the_default_is_reported_and_tools_have_their_own(
+    tmp_path: Path, tool_model: Path
+) -> None:
+    directory = tmp_path / "several"
+    shutil.copytree(tool_model, directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    plain = "{{ messages[0].content }}"
+    tokenizer.chat_template = {"default": plain, "tool_use": tokenizer.chat_template}
+    tokenizer.save_pretrained(directory)
+    base = load_base(str(directory), "cpu")
+    assert base.info.chat_template == plain
+    template, asked = ChatTemplate(base.tokenizer, {}), [{"role": "user", "content": "hi"}]
+    assert template.tools.form is ToolFormat.TAGGED
+    assert base.tokenizer.decode(template.prompt(asked)) == "hi"
+    assert '"name": "add"' in base.tokenizer.decode(template.prompt(asked, [ADD]))
 
 
 def test_chat_template_override_is_reported(tiny: Path) -> None:
