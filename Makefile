@@ -13,7 +13,7 @@ FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
 TESTS := $(filter $(FOLDERS),$(ORDER)) $(filter-out $(ORDER),$(FOLDERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all envs lint bench clean
+.PHONY: help demo test test-all test-rgw envs lint bench clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ test: lint ## Linters, types, import arrows, then every test not marked heavy
 
 test-all: envs ## The tests marked heavy: minutes long, or with an environment of their own
 	$(BIN)/pytest -m heavy $(TESTS)
+
+test-rgw: $(STAMP) ## The S3 store against Ceph RGW; installs that on Debian (64 MB) and starts it
+	@command -v radosgw >/dev/null || apt-get install -y --no-install-recommends radosgw ceph-mon ceph-osd ceph-common
+	$(BIN)/python -m tests.servers.rgw $(BIN)/pytest tests/plugins/art_s3
 
 envs: $(STAMP) ## The interpreters of their own that engines and trainers need, built once in ~/.cache/art (gigabytes)
 	$(BIN)/art env create --all --device cpu

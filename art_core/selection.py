@@ -17,6 +17,7 @@ from pydantic import ConfigDict
 
 from art_core.capability import Capabilities
 from art_core.config import Environment, HostedOptions, PartOptions
+from art_core.entry_point import installed
 from art_core.errors import PluginContractError, PluginNotFoundError, PluginUnusableError
 from art_core.part import (
     EnginePart,
@@ -42,6 +43,9 @@ PublisherSelection = str | PartOptions | PublisherPart | PublisherFactory | Publ
 Selection = EngineSelection | TrainerSelection | StoreSelection | PublisherSelection
 """How a part may be chosen: by name, by an instance of its options, by a part or an object of one's own, or None for
 automatic. A trainer may also be named ``module:callable``, a store by a URL whose scheme is its name."""
+
+ANY_URL = "fsspec"
+"""The store for URLs whose scheme no plugin is called by."""
 
 PRESET: Mapping[Kind, str] = {"store": "file", "publisher": "reload"}
 """What is used where neither the caller nor the environment names a part; other kinds go by priority."""
@@ -163,8 +167,12 @@ def _unnamed(plugins: Plugins, kind: Kind, named: str | None, values: Mapping[st
 def _named(plugins: Plugins, kind: Kind, name: str, reason: str, values: Mapping[str, Any] | None) -> Selected:
     if kind == "trainer" and ":" in name:
         return Selected(_callable_trainer(name, elsewhere="python" in (values or {})), CallableOptions(), reason)
-    part = plugins.part(kind, name.partition("://")[0] if kind == "store" else name)
-    return Selected(part, part.options.parse({"url": name}) if "://" in name else part.options(), reason)
+    if kind == "store" and "://" in name:
+        scheme = name.partition("://")[0]
+        part = plugins.part(kind, scheme if any(entry.name == scheme for entry in installed()) else ANY_URL)
+        return Selected(part, part.options.parse({"url": name}), reason)
+    part = plugins.part(kind, name)
+    return Selected(part, part.options(), reason)
 
 
 def _callable_trainer(name: str, elsewhere: bool) -> TrainerPart:

@@ -49,7 +49,6 @@ class ServerThread:
         config = uvicorn.Config(
             app,
             lifespan="on",
-            http="httptools",
             ws="none",
             log_config=None,
             log_level="warning",

@@ -174,19 +174,6 @@ def chat_template(config: InternalModelConfig) -> str | None:
         ) from error
 
 
-def check_server_args(config: OpenAIServerConfig) -> None:
-    """Refuse a chat template that would be passed over in silence.
-
-    Raises:
-        ConfigError: It is given among the arguments of a server that does not exist here.
-    """
-    if config.get("server_args", {}).get("chat_template") is not None:
-        raise ConfigError(
-            "server_args['chat_template'] is not used: clients speak to the gateway; give the template as "
-            "_internal_config['chat_template'], so that engine and trainer have the same"
-        )
-
-
 def _check_chat_template_kwargs(given: object) -> None:
     """Refuse what JSON can't carry to the engine."""
     try:

@@ -149,7 +149,6 @@ class ServerArgs(TypedDict, total=False):
     tool_call_parser: str
     enable_auto_tool_choice: bool
     chat_template: str | None
-    """Refused: ``_internal_config`` has one."""
     return_tokens_as_token_ids: bool
 
 

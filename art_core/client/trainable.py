@@ -10,12 +10,7 @@ from pydantic import PrivateAttr
 
 from art_core.client.backend import Backend
 from art_core.client.config import TrainConfig, lora_config
-from art_core.client.dev import (
-    InternalModelConfig,
-    OpenAIServerConfig,
-    check_server_args,
-    validate_internal_config,
-)
+from art_core.client.dev import InternalModelConfig, OpenAIServerConfig, validate_internal_config
 from art_core.client.keyword import ConfigT, StateT, TrainableModelArgs, check_keywords
 from art_core.client.metric import CostCalculator, charge, no_cost
 from art_core.client.model import Model
@@ -87,7 +82,6 @@ class TrainableModel(Model[ConfigT, StateT], Generic[ConfigT, StateT]):
             backend: Where it is trained and served.
             _openai_client_config: Its ``engine_args`` come on top of ``_internal_config["engine_args"]``.
         """
-        check_server_args(_openai_client_config or {})
         self.inference_base_url = self.inference_api_key = self.inference_model_name = None
         await super().register(backend)
         prepared = await backend._prepare_backend_for_training(self, _openai_client_config)

@@ -70,9 +70,6 @@ async def test_a_conversation_with_tools_trains_as_one_sequence(tmp_path: Path, 
                 assert answer.message.content == spoken(number + 1)[1]
         trained = await backend.train(model, groups, learning_rate=1e-6)
         await model.log(groups, split="train", metrics=trained.metrics, step=trained.step)
-        again = await backend.train(model, [await recorded(model)], learning_rate=1e-6)
-    assert again.metrics["data/step_num_sequences"] == 2
-    assert again.metrics["data/step_history_splits"] == 0
     metrics = trained.metrics
     assert metrics["data/step_num_sequences"] == metrics["data/step_num_trajectories"] == 2
     assert metrics["data/step_history_splits"] == 0
@@ -80,24 +77,6 @@ async def test_a_conversation_with_tools_trains_as_one_sequence(tmp_path: Path, 
     assert metrics["data/step_trainable_tokens"] == sampled
     assert metrics["loss/engine_logprob_gap"] <= 1e-3
     check_log(tmp_path / "tests/models/adder/trajectories/train/0001.parquet", groups[0])
-
-
-async def recorded(model: art.TrainableModel) -> art.TrajectoryGroup:
-    """An agent that knows nothing of trajectories: two rounds, what it said and got in plain messages."""
-
-    async def agent(reward: float) -> None:
-        messages: list[Any] = [question(1)]
-        while len(messages) <= 8:
-            completion = await model.openai_client().chat.completions.create(
-                model=model.get_inference_name(), messages=messages, tools=[ADD], max_tokens=100, temperature=0
-            )
-            said = completion.choices[0].message.model_dump()  # with every null that the client adds
-            messages.append(said)
-            calls = [result(call) for call in said["tool_calls"] or ()]
-            messages += calls or [question(len(messages) // 4 + 1)]
-        art.current_trajectory(require=True).reward = reward
-
-    return art.TrajectoryGroup([await art.trajectory(agent(reward)) for reward in (0.0, 1.0)])
 
 
 def check_log(path: Path, logged: art.TrajectoryGroup) -> None:

@@ -12,7 +12,6 @@ from art_core.client.dev import (
     InternalModelConfig,
     PeftArgs,
     chat_template,
-    check_server_args,
     is_dedicated_mode,
     merged_config,
     validate_dedicated_config,
@@ -123,13 +122,6 @@ def test_what_is_not_there_yet_is_refused_and_not_ignored(config: dict[str, Any]
 def test_what_is_said_of_a_chat_template(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         validate_internal_config(config)
-
-
-def test_a_chat_template_for_a_server_is_not_passed_over() -> None:
-    check_server_args({})
-    check_server_args({"server_args": {"port": 8000, "chat_template": None}})
-    with pytest.raises(ConfigError, match=r"not used: .*_internal_config\['chat_template'\]"):
-        check_server_args({"server_args": {"chat_template": "x"}})
 
 
 def test_a_chat_template_comes_as_text_or_as_a_file(tmp_path: Path) -> None:

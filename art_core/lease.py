@@ -1,0 +1,62 @@
+"""One writer at a time where a server can't decide for us: a lease that everybody can see.
+
+Each who wants it writes a mark of its own, then looks whether there are others: then at most one goes on, because of
+two marks the later one's owner sees the earlier. Who sees another takes its own away and tries again after a random
+while. The mark of one that was killed counts for a minute, by the server's clock.
+
+What it does not guarantee: a holder that stands still for more than that minute and then goes on is not noticed. That
+is why a store that relies on it declares nothing, and why a run belongs on one machine there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from art_core.bucket import Bucket
+from art_core.errors import StoreUnavailableError
+
+LIFE_S = 60.0
+
+_WAIT_S = 2 * LIFE_S
+
+
+@asynccontextmanager
+async def lease(bucket: Bucket, prefix: str, wait_s: float = _WAIT_S) -> AsyncIterator[None]:
+    """Hold the lease for the block, which must take far less than a minute.
+
+    Args:
+        bucket: Where the marks stand.
+        prefix: What their keys begin with.
+        wait_s: Longest wait for others.
+
+    Raises:
+        StoreUnavailableError: Others held it all the while.
+    """
+    key = f"{prefix}{uuid.uuid4().hex}"
+    try:
+        async with asyncio.timeout(wait_s):
+            while not await _alone(bucket, prefix, key):
+                await bucket.delete([key])
+                await asyncio.sleep(random.uniform(0.02, 0.2))
+    except TimeoutError as error:
+        await bucket.delete([key])
+        raise StoreUnavailableError(f"others held the lease below {prefix!r} for {wait_s:g} s; try again") from error
+    try:
+        yield
+    finally:
+        await bucket.delete([key])
+
+
+async def _alone(bucket: Bucket, prefix: str, key: str) -> bool:
+    await bucket.put(key, b"")
+    marks = {each.key: each.modified_s for each in await bucket.list(prefix)}
+    mine_s = marks.pop(key, None)
+    if mine_s is None:
+        return False
+    dead = [other for other, modified_s in marks.items() if modified_s < mine_s - LIFE_S]
+    await bucket.delete(dead)
+    return len(dead) == len(marks)
