@@ -26,7 +26,9 @@ The endpoint must answer
 `Authorization: Bearer <Endpoint.api_key>`. Model names are the adapter names given to `load_adapter` and
 `EngineSpec.base_name`; anything else is 404, never the base. With `return_token_ids: true` a completion carries
 `prompt_token_ids` (top level) and `choices[].token_ids` (the sampled ids, stop token included); with
-`logprobs: true` one logprob per sampled token, of the distribution sampled at the request's temperature.
+`logprobs: true` one logprob per sampled token, of the distribution sampled at the request's temperature. What the
+engine can't do of a request (tools that the chat template does not know, structured output) is a 400 that says so, and
+never passed over.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ class EngineSpec:
     chat_template: str | None = None
     """Overrides the model's own Jinja template."""
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    """Further variables of every rendering, as JSON carries them; a request's own ``chat_template_kwargs`` win."""
 
 
 @dataclass(frozen=True)

@@ -65,13 +65,14 @@ class EngineLife(EngineCase):
         """After `stop`, `start` gives an engine without adapters; `stop` ends every process and the endpoint."""
         bench = class_bench
         await bench.stop()
-        template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-        await bench.start(replace(bench.spec, chat_template=template))
+        template = "{{ greeting }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+        variables: dict[str, object] = {"greeting": "Good morning! "}
+        await bench.start(replace(bench.spec, chat_template=template, chat_template_kwargs=variables))
         adapters = (await bench.engine.health()).adapters
         promised(not adapters, "a started engine has no adapter", dict(adapters))
         seen = bench.endpoint.model.chat_template
         promised(seen == template, "spec.chat_template overrides the model's own", seen)
-        await bench.client.chat(BASE, "Hello", max_tokens=1)
+        await self._check_template_variables(bench, variables)
         base_url, processes = bench.endpoint.base_url, bench.processes
         await bench.stop()
         promised(not await survivors(processes), "stop ends every process that start started", processes)
@@ -81,6 +82,15 @@ class EngineLife(EngineCase):
         with refused(EngineUnavailableError, "health of a stopped engine"):
             await bench.engine.health()
         await bench.engine.stop()
+
+    async def _check_template_variables(self, bench: EngineBench, variables: dict[str, object]) -> None:
+        spec = (await bench.client.chat(BASE, "Hello", max_tokens=1)).prompt
+        same, other = [
+            (await bench.client.chat(BASE, "Hello", max_tokens=1, chat_template_kwargs=own)).prompt
+            for own in (variables, {"greeting": "Quite another one. "})
+        ]
+        promised(spec == same, "spec.chat_template_kwargs are variables of the template", (spec, same))
+        promised(other != spec, "a request's own chat_template_kwargs win over the spec's", other)
 
     async def test_it_dies_with_the_process_that_started_it(self, class_bench: EngineBench, tmp_path: Path) -> None:
         """The engine's process and its children die with the process that called `start`, also on kill -9."""
