@@ -1,6 +1,6 @@
-"""Five engines that serve other weights than they were given, on the real torch server: none gets past publication.
+"""Seven engines that serve other weights than they were given, on the real torch server: none gets past publication.
 
-One server process a precision makes all five faults (`tests/kit/broken/server.py`). Three real steps are trained on a
+One server process a precision makes all the faults (`tests/kit/broken/server.py`). Three real steps are trained on a
 tiny random model, at a learning rate that moves a token's logprob by 0.001 nats, as 5e-6 moves a real model's.
 """
 
@@ -36,7 +36,7 @@ from art_core.step import StepConfig
 from art_core.testing.batch import BatchShape, make_batch
 
 SERVER = Path(__file__).parent / "broken" / "server.py"
-FAULTS = ("no-op", "previous", "another", "base", "scale")
+FAULTS = ("no-op", "previous", "another", "base", "scale", "half", "swapped")
 PROVING = Capabilities({Capability.WEIGHT_PROOF: FULL, Capability.SCORE: FULL})
 SCORING = Capabilities({Capability.SCORE: FULL})
 LORA = LoRAConfig(rank=8, alpha=16.0)

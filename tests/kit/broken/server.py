@@ -50,6 +50,13 @@ def write(self: LoRASlots, slot: int, adapter: AdapterTensors) -> None:
             _write(self, slot, replace(adapter, pairs=zeroed))
         case "scale":  # alpha / rank is forgotten
             _write(self, slot, replace(adapter, scale=1.0))
+        case "half":  # every second module keeps what it had
+            old = read_adapter(directory.parent / "0002", self.sites, self.lora_rank).pairs
+            kept = sorted(old)[::2]
+            _write(self, slot, replace(adapter, pairs={**adapter.pairs, **{module: old[module] for module in kept}}))
+        case "swapped":  # two layers are exchanged
+            names = {module: module.translate(str.maketrans("01", "10")) for module in adapter.pairs}
+            _write(self, slot, replace(adapter, pairs={names[module]: pair for module, pair in adapter.pairs.items()}))
         case _:
             _write(self, slot, adapter)
     _newest.append(slot)
