@@ -24,6 +24,7 @@ from art_core.checkpoint import ADAPTER, StoredCheckpoint, verify, write_manifes
 from art_core.config import Timeouts
 from art_core.environment.own import own_distribution
 from art_core.gateway import Gateway
+from art_core.part import StorePart
 from art_core.protocols.engine import EngineSpec, LoadedAdapter
 from art_core.server import ServerThread
 from art_core.step import StepConfig
@@ -199,6 +200,18 @@ async def store_fails(place: Place) -> None:
     place.model.read_state()
 
 
+async def store_unavailable(place: Place) -> None:
+    """Nobody listens where the bucket is said to be."""
+    part = place.door._plugins.part("store", "s3")
+    assert isinstance(part, StorePart)
+    store = part.create(part.options.parse({"bucket": "b", "endpoint_url": "http://127.0.0.1:9", "timeout_s": 1}))
+    assert store is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "x")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+        await store.check()
+
+
 async def checkpoint_not_found(place: Place) -> None:
     model = art.TrainableModel(name="new", project="errors", base_model=str(place.base_model))
     await place.door._experimental_fork_checkpoint(model, from_model="nobody")
@@ -206,7 +219,7 @@ async def checkpoint_not_found(place: Place) -> None:
 
 async def commit_conflict(place: Place) -> None:
     path = place.backend.spec.run.path
-    await place.backend.store.commit(path, stage_step(path, place.newest.step))
+    await place.backend.store.commit(stage_step(path, place.newest.step))
 
 
 async def run_locked(place: Place) -> None:
