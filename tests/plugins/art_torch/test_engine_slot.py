@@ -196,7 +196,7 @@ A_KEY, B_KEY = f"{PREFIX}{Q0}.lora_A.weight", f"{PREFIX}{Q0}.lora_B.weight"
         (lambda d: _edit(d, lambda t: t.update(stray=torch.zeros(1))), r"'stray' is no LoRA weight"),
         (
             lambda d: _edit(d, lambda t: t.update({k.replace("layers.0", "layers.7"): t.pop(k) for k in list(t)})),
-            r"module 'model\.layers\.7\.\S+' is no adaptable linear module",
+            r"module 'model\.layers\.7\.\S+' is no linear module of the base model that can be adapted",
         ),
         (lambda d: _edit(d, lambda t: t.clear()), r"holds no tensors"),
     ],
