@@ -41,6 +41,50 @@ def group_advantages(rewards: Sequence[float], *, scale: bool) -> NDArray[np.flo
     return centred_G
 
 
+def balanced(advantages_N: NDArray[np.float64], balance: float) -> NDArray[np.float64]:
+    """Advantages with the weight of one sign taken down.
+
+    Args:
+        advantages_N: Of any number of trajectories.
+        balance: -1 to 1; above 0 negative advantages are multiplied by 1 - balance, below 0 positive ones by
+            1 + balance. 0 changes nothing; 1 learns from what went well alone, -1 from what went badly.
+
+    Returns:
+        N float64, in the same order.
+
+    Source:
+        openpipe-art 0.5; it rescales them afterwards to a mean size of 1, which is not done here.
+    """
+    weakened_N = advantages_N < 0 if balance > 0 else advantages_N > 0
+    return np.where(weakened_N, advantages_N * (1 - abs(balance)), advantages_N)
+
+
+def deviation_trend(deviations: Sequence[tuple[int, float]]) -> float:
+    """How a run's reward deviation has changed since step 0: 0.5 where it is half of what it was.
+
+    A least-squares line is laid through all steps, so that one odd batch counts little. Rewards that spread less and
+    less carry less signal in each step, and a learning rate that follows takes smaller steps on what is left.
+
+    Args:
+        deviations: Step and mean deviation of its groups' rewards, in any order; several of one step count each.
+
+    Returns:
+        The line's value at the newest step over its value at step 0, at least 0; 1 where there are fewer than two
+        steps, or where the line starts at 0 or below.
+
+    Source:
+        openpipe-art 0.5.
+    """
+    steps_N = np.asarray([step for step, _ in deviations], np.float64)
+    if len(set(steps_N.tolist())) < 2:
+        return 1.0
+    values_N = np.asarray([value for _, value in deviations], np.float64)
+    centred_N = steps_N - steps_N.mean()
+    slope = float(centred_N @ values_N / (centred_N @ centred_N))
+    start = float(values_N.mean() - slope * steps_N.mean())
+    return max(0.0, 1.0 + slope * float(steps_N.max()) / start) if start > 0 else 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class Advantages:
     """What a step's rewards say."""
@@ -59,12 +103,13 @@ class Advantages:
     """Mean over groups of two or more of their standard deviation; 0 without any."""
 
 
-def advantages(groups: Sequence[TrajectoryGroup], *, scale: bool) -> Advantages:
+def advantages(groups: Sequence[TrajectoryGroup], *, scale: bool, balance: float = 0.0) -> Advantages:
     """Compare every trajectory with its group.
 
     Args:
         groups: As submitted.
         scale: See `group_advantages`.
+        balance: See `balanced`.
 
     Raises:
         TrajectoryError: A reward is NaN, infinite or beyond `REWARD_LIMIT`, or no group has any trajectory.
@@ -79,8 +124,9 @@ def advantages(groups: Sequence[TrajectoryGroup], *, scale: bool) -> Advantages:
         )
     compared = [group for group in rewards if len(group) > 1]
     trainable = sum(min(group) != max(group) for group in compared)
+    compared_N = np.concatenate([group_advantages(group, scale=scale) for group in rewards])
     return Advantages(
-        trajectories=np.concatenate([group_advantages(group, scale=scale) for group in rewards]).astype(np.float32),
+        trajectories=balanced(compared_N, balance).astype(np.float32),
         trainable_groups=trainable,
         zero_variance_groups=len(compared) - trainable,
         small_groups=len(rewards) - len(compared),

@@ -45,9 +45,12 @@ class BackendSpec:
 
 @dataclass
 class TrainerPosition:
-    """Which stored step the trainer's weights equal; None while that is unknown (a step failed half-way)."""
+    """What is known of the trainer."""
 
     step: int | None
+    """Which stored step its weights equal; None while that is unknown (a step failed half-way)."""
+    disagreed: bool = False
+    """Whether the user was told that engine and trainer compute different functions."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class TrainBatch:
     tokens_BT: NDArray[np.int32]
     loss_mask_BT: NDArray[np.bool_]
     logprobs_BT: NDArray[np.float32]
-    """Natural-log probability under the distribution that was sampled, i.e. at `temperatures_BT`."""
+    """Natural-log probability under the distribution that was sampled, i.e. at `temperatures_BT`; NaN where a sampled
+    token came without one, which only a step with `allow_training_without_logprobs` may train on."""
     advantages_BT: NDArray[np.float32]
     policy_steps_BT: NDArray[np.int32]
     """Step of the policy that sampled the token; -1 where it was not sampled."""
@@ -55,7 +56,8 @@ class TrainBatch:
                 raise BatchError(f"{field.name} is {array.dtype}{array.shape}; expected {DTYPES[field.name]}{shape}")
         if B < 1:
             raise BatchError("the batch has no sequence")
-        if not (np.isfinite(self.logprobs_BT).all() and np.isfinite(self.advantages_BT).all()):
+        known_BT = np.isfinite(self.logprobs_BT) | (np.isnan(self.logprobs_BT) & self.loss_mask_BT)
+        if not (known_BT.all() and np.isfinite(self.advantages_BT).all()):
             raise BatchError("logprobs and advantages must be finite; the batch has a NaN or infinite one")
         if not (self.temperatures_BT > 0).all():
             raise BatchError("temperatures must be above 0")
@@ -66,6 +68,11 @@ class TrainBatch:
     def loss_tokens(self) -> int:
         """Number of tokens that were sampled by the policy."""
         return int(self.loss_mask_BT.sum())
+
+    @property
+    def tokens_without_logprob(self) -> int:
+        """Number of sampled tokens that came without a logprob."""
+        return int(np.isnan(self.logprobs_BT).sum())
 
     @property
     def usable(self) -> bool:
@@ -92,7 +99,10 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
 
 
 def make_batch(
-    groups: Sequence[TrajectoryGroup], limits: TokenizationLimits, scale_rewards: bool = True
+    groups: Sequence[TrajectoryGroup],
+    limits: TokenizationLimits,
+    scale_rewards: bool = True,
+    advantage_balance: float = 0.0,
 ) -> tuple[TrainBatch, dict[str, float]]:
     """Groups to what a trainer learns from: advantages from rewards, sequences from choices, padded.
 
@@ -100,8 +110,9 @@ def make_batch(
 
     Args:
         groups: What the agent did.
-        limits: Vocabulary, context and policy steps.
+        limits: Vocabulary, context, policy steps, and whether logprobs may be missing.
         scale_rewards: See `art_core.advantage.group_advantages`.
+        advantage_balance: See `art_core.advantage.balanced`.
 
     Returns:
         The batch, and metrics ``data/step_*`` and ``train/*``.
@@ -110,7 +121,7 @@ def make_batch(
         TrajectoryError: A trajectory can't be trained on (which one, the value, what is allowed), or there is none.
         BatchError: The batch breaks its invariants.
     """
-    advantage = advantages(groups, scale=scale_rewards)
+    advantage = advantages(groups, scale=scale_rewards, balance=advantage_balance)
     tokenization = tokenize(groups, limits)
     batch = _pad(tokenization, advantage.trajectories)
     return batch, _metrics(groups, batch, advantage, tokenization, limits.current_step)
@@ -162,6 +173,7 @@ def _metrics(
         "data/step_history_splits": float(tokenization.history_splits),
         "data/step_choices_without_policy_step": float(tokenization.unknown_policy_choices),
         "data/step_trainable_tokens": float(batch.loss_tokens),
+        "data/step_tokens_without_logprob": float(batch.tokens_without_logprob),
         "data/step_policy_lag_mean": float(lag.mean()) if lag.size else 0.0,
         "data/step_policy_lag_max": float(lag.max()) if lag.size else 0.0,
         "train/reward": advantage.reward_mean,

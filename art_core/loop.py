@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from art_core.backend import Backend, publish
-from art_core.batch import make_batch
 from art_core.capability import Capability
 from art_core.checkpoint import PROBE, Checkpoint, write_manifest
 from art_core.errors import RunError
 from art_core.policy import ProofKind, PublishedPolicy
+from art_core.preparation import prepare, warn_of_disagreement
 from art_core.proof import behaviour
 from art_core.step import Probe, StepConfig, StepResult
 from art_core.timing import Timings
-from art_core.tokenization import TokenizationLimits
 from art_core.trajectory import TrajectoryGroup
 
 _log = logging.getLogger("art.loop")
@@ -51,11 +50,11 @@ async def train_step(backend: Backend, groups: Sequence[TrajectoryGroup], config
     previous = await _catch_up(backend)
     step = previous.step + 1
     with _stage(timings, backend, "batch", step):
-        limits = _limits(backend, previous.step)
-        batch, metrics = await asyncio.to_thread(make_batch, groups, limits, config.scale_rewards)
+        batch, metrics, config = await prepare(backend, groups, config, previous.step)
     with _stage(timings, backend, "train", step):
         backend.position.step = None
         result = await backend.trainer.step(batch, config)
+        warn_of_disagreement(backend, batch, result, previous.step)
     with _stage(timings, backend, "save", step):
         directory = run.stage()
         await backend.trainer.save(directory)
@@ -98,11 +97,6 @@ async def _catch_up(backend: Backend) -> PublishedPolicy:
         await backend.store.settle()
         backend.route.flip(policy)
     return backend.route.current().policy
-
-
-def _limits(backend: Backend, current_step: int) -> TokenizationLimits:
-    model = backend.model
-    return TokenizationLimits(model.vocab_size, model.context_tokens, current_step)
 
 
 def _describe(backend: Backend, directory: Path, result: StepResult, step: int) -> Checkpoint:

@@ -47,6 +47,8 @@ class TokenizationLimits:
     """Newest published step; stands in for a choice and trajectory that name none."""
     known_steps: Container[int] | None = None
     """Steps that this run has published; None: every step from 0 to `current_step`."""
+    require_logprobs: bool = True
+    """Whether a choice without logprobs is refused; else its tokens' are NaN."""
 
     def knows(self, step: int) -> bool:
         """Whether this run has published the step."""
@@ -62,7 +64,7 @@ class TokenizedSequence:
     loss_mask_T: NDArray[np.bool_]
     """Whether the policy sampled the token."""
     logprobs_T: NDArray[np.float32]
-    """Natural-log probability at `temperatures_T`; 0 where not sampled."""
+    """Natural-log probability at `temperatures_T`; 0 where not sampled, NaN where sampled and not known."""
     policy_steps_T: NDArray[np.int32]
     """Step of the policy that sampled the token; -1 where not sampled."""
     temperatures_T: NDArray[np.float32]
@@ -159,20 +161,27 @@ def _choices(history: History, where: str) -> Iterator[tuple[str, Choice]]:
 def _turn(choice: Choice, where: str, limits: TokenizationLimits) -> _Turn:
     extra = choice.model_extra or {}
     content = choice.logprobs.content if choice.logprobs else None
-    if content is None:
-        raise TokenizationError(f"{where} has no logprobs; sample through the model's own client, or ask for logprobs")
     sampled = extra.get("token_ids")
+    if content is None and (limits.require_logprobs or sampled is None):
+        raise TokenizationError(
+            f"{where} has no logprobs; sample through the model's own client, or ask for logprobs. Choices that have "
+            f"token_ids can be trained on without, with allow_training_without_logprobs=True"
+        )
     if sampled is None:
-        sampled = [_spelled(entry.token, where) for entry in content]
+        sampled = [_spelled(entry.token, where) for entry in content or ()]
     prompt = extra.get("prompt_token_ids")
     if not prompt:
         raise TokenizationError(f"{where} has no prompt_token_ids; sample through the model's own client")
-    if len(sampled) != len(content):
+    if content is not None and len(sampled) != len(content):
         raise TokenizationError(f"{where} has {len(sampled)} token ids and {len(content)} logprobs; they must be equal")
     return _Turn(
         prompt_P=_ids(prompt, f"{where}, prompt_token_ids", limits),
         sampled_S=_ids(sampled, f"{where}, token_ids", limits),
-        logprobs_S=_logprobs([entry.logprob for entry in content], where),
+        logprobs_S=(
+            np.full(len(sampled), np.nan, np.float32)
+            if content is None
+            else _logprobs([entry.logprob for entry in content], where)
+        ),
         policy_step=_policy_step(extra.get("policy_step"), where, limits),
         temperature=_temperature(extra.get("temperature"), where),
     )

@@ -25,8 +25,7 @@ from art_core.step import StepConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "reference"
-SOURCE = re.compile(r"(arXiv:[\d.]+\d)\)?,? ((?:eq\.|section) [\d.-]*\d)")
-UNITS = {"_s": "seconds", "_ms": "milliseconds", "_tokens": "tokens", "_bytes": "bytes"}
+UNITS = {"_s": "seconds", "_ms": "milliseconds", "_tokens": "tokens", "_sequences": "sequences", "_bytes": "bytes"}
 
 CONFIGURATION = """\
 # Configuration
@@ -50,8 +49,9 @@ Fields of `art_core.config.Timeouts`, given as `LocalBackend(timeouts=Timeouts(s
 
 ## A training step
 
-Fields of `art_core.step.StepConfig`: keywords of `backend.train(...)`, or, as `trainer_args` of the model's
-`_internal_config`, the run's defaults. {step}
+Fields of `art_core.step.StepConfig`: keywords of `backend.train(...)`, [three of them under another
+name](client.md#training-options), or, as `trainer_args` of the model's `_internal_config`, the run's defaults. How they
+come together is explained on [its own page](../explanation/learning.md). {step}
 
 {steps}
 
@@ -81,7 +81,7 @@ def configuration() -> str:
         variables=table(("variable", "default", "what it is"), variables()),
         timeouts=table(columns, fields(Timeouts)),
         step=first_sentences(StepConfig),
-        steps=table((*columns, "source"), [(*row, source(row[-1])) for row in fields(StepConfig)]),
+        steps=table((*columns, "source"), [(*row[:-1], *sourced(row[-1])) for row in fields(StepConfig)]),
         lora=first_sentences(LoRAConfig),
         loras=table(columns, fields(LoRAConfig)),
     )
@@ -157,9 +157,16 @@ def unit(name: str) -> str:
     return next((unit for suffix, unit in UNITS.items() if name.endswith(suffix)), "")
 
 
-def source(sentence: str) -> str:
-    """The papers that a sentence names."""
-    return "; ".join(f"{paper}, {where}" for paper, where in SOURCE.findall(sentence))
+def sourced(sentence: str) -> tuple[str, str]:
+    """What a field is, and where it comes from.
+
+    Raises:
+        SystemExit: It does not say.
+    """
+    said, mark, source = sentence.partition(" Source: ")
+    if not mark or not source.endswith("."):
+        raise SystemExit(f"no source is named: {sentence!r}")
+    return said, source.removesuffix(".")
 
 
 def first_sentences(cls: type) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from art_core import config as core
-from art_core.errors import CapabilityError, ConfigError, nearest
+from art_core.errors import ConfigError, nearest
 from art_core.step import StepConfig
 
 
@@ -35,24 +36,30 @@ class TrainSFTConfig(BaseModel):
 
 
 class LocalTrainArgs(TypedDict, total=False):
-    """Keywords of `LocalBackend.train`. Those without a word here are accepted at their default only."""
+    """Keywords of `LocalBackend.train`; None means the same as leaving one out. See `art_core.step.StepConfig`."""
 
     learning_rate: float
     """AdamW step size; default 5e-6."""
     loss_fn: Literal["cispo", "ppo"]
     loss_fn_config: None
+    """Accepted as None only."""
     normalize_advantages: bool
     """False means the same as ``scale_rewards=False``."""
     adam_params: None
+    """Accepted as None only: AdamW's settings are the model's ``trainer_args``."""
     kl_penalty_coef: float
+    """How strongly the policy is held to a reference: the base model, unless one of the next two is set."""
     kl_penalty_reference_step: int | None
+    """A stored step of this run."""
     kl_ref_adapter_path: str | None
+    """Directory of an adapter in PEFT's layout."""
     kl_penalty_source: Literal["current_learner", "sample"]
     epsilon: float | None
     """Lower clip of the importance ratio."""
     epsilon_high: float | None
     """Upper clip of the importance ratio."""
     advantage_balance: float
+    """Above 0 weakens negative advantages, below 0 positive ones."""
     scale_rewards: bool
     """Divide advantages by their group's standard deviation; default True."""
     importance_sampling_level: Literal["token", "sequence", "average", "geometric_average"]
@@ -60,12 +67,17 @@ class LocalTrainArgs(TypedDict, total=False):
     mask_prob_ratio: bool
     kimi_k2_tau: float | None
     precalculate_logprobs: bool
+    """Recompute the old logprobs with the trainer's weights."""
     allow_training_without_logprobs: bool
+    """Take choices without logprobs as sampled by the trainer's present weights."""
     plot_tensors: bool
+    """Accepted as False only."""
     truncated_importance_sampling: float | None
+    """Needs ``precalculate_logprobs=True``."""
     scale_learning_rate_by_reward_std_dev: bool
+    """Looks at the steps that `model.log` has written."""
     logprob_calculation_chunk_size: int
-    """Accepted and ignored: memory is bounded by `packed_sequence_length`."""
+    """Most tokens whose logits are held at once."""
     packed_sequence_length: int | None
     """Most tokens in one forward pass."""
     num_trajectories_learning_rate_multiplier_power: float
@@ -76,40 +88,19 @@ class LocalTrainArgs(TypedDict, total=False):
     final_training_step: int | None
     """Accepted and ignored."""
     grad_accumulation_sequences: int | None
+    """Sequences per optimizer update; None: one update from the whole batch."""
     verbose: bool
     """Accepted and ignored: use the loggers named ``art``."""
 
 
-_MAPPED = {
-    "learning_rate": "learning_rate",
-    "loss_fn": "loss_fn",
-    "epsilon": "epsilon",
-    "epsilon_high": "epsilon_high",
-    "scale_rewards": "scale_rewards",
-    "normalize_advantages": "scale_rewards",
+_RENAMED = {
     "packed_sequence_length": "microbatch_tokens",
+    "logprob_calculation_chunk_size": "logprob_chunk_tokens",
+    "grad_accumulation_sequences": "update_sequences",
 }
-"""Keyword of `train` to field of `StepConfig`."""
+"""Keyword of `train` to field of `StepConfig`, where the two differ."""
 
-_NOT_YET: dict[str, object] = {
-    "kl_penalty_coef": 0.0,
-    "kl_penalty_reference_step": None,
-    "kl_ref_adapter_path": None,
-    "kl_penalty_source": "current_learner",
-    "advantage_balance": 0.0,
-    "importance_sampling_level": "token",
-    "max_negative_advantage_importance_sampling_weight": None,
-    "mask_prob_ratio": False,
-    "kimi_k2_tau": None,
-    "precalculate_logprobs": False,
-    "allow_training_without_logprobs": False,
-    "plot_tensors": False,
-    "truncated_importance_sampling": None,
-    "scale_learning_rate_by_reward_std_dev": False,
-    "num_trajectories_learning_rate_multiplier_power": 0.0,
-    "grad_accumulation_sequences": None,
-}
-"""Keyword of `train` that has no effect yet, to the only value it may have."""
+_STEP_FIELDS = frozenset(field.name for field in fields(StepConfig))
 
 
 def step_config(args: LocalTrainArgs, defaults: Mapping[str, Any]) -> StepConfig:
@@ -120,26 +111,24 @@ def step_config(args: LocalTrainArgs, defaults: Mapping[str, Any]) -> StepConfig
         defaults: Fields of `StepConfig` that the run's configuration sets; `args` win.
 
     Raises:
-        ConfigError: A keyword is unknown (the nearest is named) or a value out of range.
-        CapabilityError: An option that is not implemented yet is given another value than its default.
+        ConfigError: A keyword is unknown (the nearest is named), a value out of range, or two contradict each other.
     """
     for key in args:
         if key not in LocalTrainArgs.__annotations__:
             known = nearest(key, LocalTrainArgs.__annotations__)
             raise ConfigError(f"train() got an unexpected keyword argument {key!r}; {known}")
-    given = {key: value for key, value in args.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in args.items() if value is not None}
     if given.get("loss_fn", "cispo") not in ("cispo", "ppo"):
         raise ConfigError("LocalBackend only supports loss_fn='cispo' or 'ppo'.")
     for key in ("loss_fn_config", "adam_params"):
         if key in given:
             raise ConfigError(f"LocalBackend requires {key}=None.")
-    for key, default in _NOT_YET.items():
-        if given.get(key, default) != default:
-            raise CapabilityError(f"train({key}={given[key]!r}) is not implemented yet; leave it at {default!r}")
-    mapped = {_MAPPED[key]: value for key, value in given.items() if key in _MAPPED}
-    if given.get("normalize_advantages") is False or given.get("scale_rewards") is False:
-        mapped["scale_rewards"] = False
-    return StepConfig(**{**defaults, **mapped})
+    if given.get("plot_tensors"):
+        raise ConfigError("plot_tensors is True; allowed: False. Nothing is plotted here: look at result.metrics")
+    if given.pop("normalize_advantages", True) is False:
+        given["scale_rewards"] = False
+    renamed = {_RENAMED.get(key, key): value for key, value in given.items()}
+    return StepConfig(**{**defaults, **{key: value for key, value in renamed.items() if key in _STEP_FIELDS}})
 
 
 class LoRAConfig(TypedDict, total=False):

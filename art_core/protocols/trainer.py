@@ -8,8 +8,11 @@ Who calls, and how often. Core hosts a trainer in a worker process of its own an
 it resets weights and optimizer to `resume_from` exactly (or to a fresh adapter), keeping the base model loaded
 where the spec is unchanged.
 
-Cancellation. A cancelled `step` ends at the next microbatch, before the optimizer update: weights and optimizer are
-as they were. After the update has begun it is finished.
+Algorithm. `StepConfig` says how a step learns. A trainer follows every field of it, or refuses the step before any
+work: it never leaves one out in silence. A step may be several optimizer updates; outside it is one.
+
+Cancellation. A cancelled `step` ends at the next microbatch, before the last optimizer update: weights and optimizer
+are as they were. After that update has begun it is finished.
 
 Failure. A `step` that raises leaves weights and optimizer as they were, bit for bit.
 
@@ -71,10 +74,16 @@ class Trainer(Protocol):
         ...
 
     async def step(self, batch: TrainBatch, config: StepConfig) -> StepResult:
-        """Make one optimizer step; none where the batch has no usable advantage.
+        """Improve the adapter by one batch; no update where the batch has no usable advantage.
+
+        A KL penalty gives advantages too. `config.kl_ref_adapter_path` is then the directory of the reference policy's
+        adapter, in PEFT's layout and of any origin, or None for the base model; core has put a reference step's there.
 
         Raises:
-            BatchError: Token ids outside the vocabulary or a sequence longer than the context.
+            BatchError: Token ids outside the vocabulary, a sequence longer than the context, or a missing logprob
+                where the config does not allow that.
+            CapabilityError: The config asks for what this trainer can't do.
+            CheckpointCorruptError: The reference adapter's files are damaged, or don't fit the base model.
             NonFiniteLossError: Loss or gradient is not finite.
             OutOfMemoryError: It did not fit.
         """

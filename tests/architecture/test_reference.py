@@ -53,6 +53,15 @@ def test_nothing_is_left_out(generate: ModuleType) -> None:
     assert sorted(headings) == sorted(kind.capitalize() for kind in registered)
 
 
+def test_a_step_s_field_without_a_source_is_refused(generate: ModuleType) -> None:
+    assert generate.sourced("What it is. Source: a paper (arXiv:1), equation 2.") == (
+        "What it is.",
+        "a paper (arXiv:1), equation 2",
+    )
+    with pytest.raises(SystemExit, match="no source is named: 'What it is"):
+        generate.sourced("What it is.")
+
+
 def test_a_field_without_a_sentence_is_refused(generate: ModuleType) -> None:
     class Silent:
         """A class whose field says nothing."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from art_core.advantage import advantages, group_advantages
+from art_core.advantage import advantages, balanced, deviation_trend, group_advantages
 from art_core.errors import TrajectoryError
 from art_core.trajectory import TrajectoryGroup
 from tests.art_core.rollout import group
@@ -47,6 +47,53 @@ def test_they_sum_to_nothing_and_keep_the_order(values: list[float], scale: bool
 @given(st.floats(-1e30, 1e30), st.integers(1, 20), st.booleans())
 def test_equal_rewards_are_exactly_nothing(reward: float, count: int, scale: bool) -> None:
     assert not group_advantages([reward] * count, scale=scale).any()
+
+
+@pytest.mark.parametrize(
+    ("balance", "expected"),
+    [
+        (0.0, [2.0, -1.0, 0.0, -4.0]),
+        (0.25, [2.0, -0.75, 0.0, -3.0]),
+        (1.0, [2.0, 0.0, 0.0, 0.0]),
+        (-0.5, [1.0, -1.0, 0.0, -4.0]),
+        (-1.0, [0.0, -1.0, 0.0, -4.0]),
+    ],
+)
+def test_a_balance_weakens_one_sign(balance: float, expected: list[float]) -> None:
+    assert balanced(np.array([2.0, -1.0, 0.0, -4.0]), balance).tolist() == expected
+    got = advantages([group(3.0, 0.0, 1.0, -3.0)], scale=False, balance=balance).trajectories
+    unbalanced = [2.75, -0.25, 0.75, -3.25]
+    factors = {True: 1 + min(balance, 0.0), False: 1 - max(balance, 0.0)}
+    assert got.tolist() == pytest.approx([a * factors[a > 0] for a in unbalanced])
+
+
+@settings(deadline=None)  # a shared machine may pause
+@given(st.lists(st.tuples(st.integers(0, 500), st.floats(1e-3, 10)), min_size=2, max_size=20))
+def test_the_trend_of_deviations_is_a_least_squares_line(points: list[tuple[int, float]]) -> None:
+    steps, values = zip(*points, strict=True)
+    if len(set(steps)) == 1:
+        assert deviation_trend(points) == 1.0
+        return
+    slope, start = np.polyfit(np.array(steps, np.float64), np.array(values), 1)
+    expected = max(0.0, (start + slope * max(steps)) / start) if start > 1e-6 else 1.0
+    if abs(start) > 1e-6:
+        assert deviation_trend(points) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("points", "factor"),
+    [
+        ([], 1.0),
+        ([(3, 0.2)], 1.0),
+        ([(1, 0.4), (2, 0.3), (3, 0.2)], 0.4),
+        ([(3, 0.2), (1, 0.4), (2, 0.3)], 0.4),
+        ([(1, 0.2), (2, 0.3)], 3.0),
+        ([(1, 0.0), (2, 0.1)], 1.0),
+        ([(1, 0.3), (2, 0.0)], 0.0),
+    ],
+)
+def test_the_trend_by_hand(points: list[tuple[int, float]], factor: float) -> None:
+    assert deviation_trend(points) == pytest.approx(factor, abs=1e-12)
 
 
 def test_groups_are_compared_within_themselves_and_counted() -> None:

@@ -89,6 +89,7 @@ def test_metrics() -> None:
         "data/step_history_splits": 1,
         "data/step_choices_without_policy_step": 0,
         "data/step_trainable_tokens": 10,
+        "data/step_tokens_without_logprob": 0,
         "data/step_policy_lag_mean": pytest.approx((2 * 2 + 2 * 0 + 2 * 0 + 4 * 3) / 10),
         "data/step_policy_lag_max": 3,
         "train/reward": pytest.approx((1 + 3 + 0 + 7 + 7) / 5),
@@ -96,6 +97,31 @@ def test_metrics() -> None:
         "train/exception_rate": pytest.approx(2 / 7),
     }
     assert all(type(value) is float for value in metrics.values())
+
+
+def test_advantages_are_balanced() -> None:
+    batch, _ = make_batch([group(1.0, 0.0)], LIMITS, False, 0.5)
+    assert set(batch.advantages_BT[batch.loss_mask_BT].tolist()) == {0.5, -0.25}
+
+
+def test_choices_without_logprobs_are_nan_where_sampled_and_counted() -> None:
+    silent = choice([1, 2], [3, 4])
+    silent.logprobs = None
+    mixed = TrajectoryGroup([trajectory(silent, choice([1, 2, 3, 4, 5], [6])), trajectory(choice([7], [8]), reward=1)])
+    batch, metrics = make_batch([mixed], dataclasses.replace(LIMITS, require_logprobs=False))
+    assert np.isnan(batch.logprobs_BT).astype(int).tolist() == [[0, 0, 1, 1, 0, 0], [0] * 6]
+    assert metrics["data/step_tokens_without_logprob"] == batch.tokens_without_logprob == 2
+    assert batch.loss_mask_BT[0].astype(int).tolist() == [0, 0, 1, 1, 0, 1]
+    with pytest.raises(TrajectoryError, match=r"choice 0 .* has no logprobs; .* allow_training_without_logprobs=True"):
+        make_batch([mixed], LIMITS)
+
+
+def test_without_logprobs_the_token_ids_can_t_be_left_out() -> None:
+    silent = choice([1, 2], [3, 4])
+    silent.logprobs = None
+    del silent.model_extra["token_ids"]
+    with pytest.raises(TrajectoryError, match=r"choice 0 .* has no logprobs; .* Choices that have token_ids"):
+        make_batch([TrajectoryGroup([trajectory(silent)])], dataclasses.replace(LIMITS, require_logprobs=False))
 
 
 def test_nothing_to_learn_is_a_batch_and_no_error() -> None:
@@ -132,7 +158,8 @@ class TestInvariants:
     @pytest.mark.parametrize(
         ("field", "value", "message"),
         [
-            ("logprobs_BT", np.nan, "finite"),
+            ("logprobs_BT", np.nan, "finite"),  # also where not sampled
+            ("logprobs_BT", -np.inf, "finite"),
             ("advantages_BT", np.inf, "finite"),
             ("temperatures_BT", 0, "above 0"),
             ("loss_mask_BT", True, "first token"),

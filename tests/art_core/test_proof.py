@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from art_core.proof import behaviour
+from art_core.proof import behaviour, disagreement
 from art_core.step import Probe
 
 Array = NDArray[np.float32]
@@ -134,3 +134,23 @@ def test_tokens_that_are_not_scored_do_not_count(rng: np.random.Generator) -> No
         each[0] = -100.0
     assert behaviour(probe, before, engine) == expected
     assert expected.beta == 1.0
+
+
+@pytest.mark.parametrize(
+    ("gap", "engine", "trainer", "told"),
+    [
+        (0.009, "float32", "float32", False),
+        (0.011, "float32", "float32", True),
+        (0.09, "bfloat16", "float32", False),
+        (0.09, "bfloat16", "bfloat16", False),
+        (0.11, "bfloat16", "float32", True),
+        (0.11, "float32", "float16", True),
+    ],
+)
+def test_engine_and_trainer_may_differ_by_what_rounding_explains(
+    gap: float, engine: str, trainer: str, told: bool
+) -> None:
+    said = disagreement(gap, engine, trainer)
+    assert (said is not None) == told
+    if said is not None:
+        assert f"engine ({engine}) and trainer ({trainer}) compute different functions" in said and f"{gap:g}" in said

@@ -62,13 +62,43 @@ def test_the_clip_range_of_each_loss(values: dict[str, Any], limits: tuple[float
         ({"epsilon_high": -0.1}, ["epsilon_high", "-0.1"]),
         ({"max_grad_norm": 0.0}, ["max_grad_norm", "0.0"]),
         ({"adam_beta1": 1.0}, ["adam_beta1", "1.0"]),
-        ({"microbatch_tokens": 0}, ["microbatch_tokens", "0", "1 to"]),
+        ({"microbatch_tokens": 0}, ["microbatch_tokens", "0", "whole numbers, 1 to"]),
+        ({"microbatch_tokens": 2048.5}, ["microbatch_tokens", "2048.5", "whole numbers"]),
+        ({"logprob_chunk_tokens": 0}, ["logprob_chunk_tokens", "0"]),
+        ({"update_sequences": 0}, ["update_sequences", "0"]),
+        ({"learning_rate": "fast"}, ["learning_rate", "'fast'", "0 to 1"]),
+        ({"learning_rate": True}, ["learning_rate", "True"]),
+        ({"importance_sampling_level": "word"}, ["importance_sampling_level", "'word'", "'geometric_average'"]),
+        ({"kl_penalty_source": "engine"}, ["kl_penalty_source", "'engine'", "'current_learner', 'sample'"]),
+        ({"kl_penalty_coef": -0.1}, ["kl_penalty_coef", "-0.1", "0 to"]),
+        ({"kl_penalty_reference_step": -1}, ["kl_penalty_reference_step", "-1", "0 to"]),
+        ({"advantage_balance": 1.1}, ["advantage_balance", "1.1", "-1 to 1"]),
+        ({"kimi_k2_tau": float("nan")}, ["kimi_k2_tau", "nan"]),
+        ({"max_negative_advantage_importance_sampling_weight": 0.0}, ["max_negative_advantage", "0.0"]),
+        ({"truncated_importance_sampling": 0.0, "precalculate_logprobs": True}, ["truncated_importance", "0.0"]),
+        ({"mask_prob_ratio": "yes"}, ["mask_prob_ratio", "'yes'", "True, False"]),
+        ({"truncated_importance_sampling": 2.0}, ["needs precalculate_logprobs=True"]),
+        (
+            {"kl_penalty_reference_step": 3, "kl_ref_adapter_path": "/a"},
+            ["kl_penalty_reference_step is 3", "kl_ref_adapter_path is '/a'", "only one"],
+        ),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_the_range(values: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as raised:
         StepConfig(**values)
     assert [word for word in words if word not in str(raised.value)] == []
+
+
+def test_numbers_of_other_libraries_become_python_s_own() -> None:
+    """The config crosses a process boundary as JSON."""
+    config = StepConfig(learning_rate=np.float32(0.5), microbatch_tokens=np.int64(64), kimi_k2_tau=1)
+    assert [type(value) for value in (config.learning_rate, config.microbatch_tokens, config.kimi_k2_tau)] == [
+        float,
+        int,
+        float,
+    ]
+    assert (config.learning_rate, config.microbatch_tokens) == (0.5, 64)
 
 
 def test_a_learning_rate_of_nothing_is_allowed() -> None:

@@ -39,7 +39,7 @@ async def test_a_step_is_trained_proved_and_served(real: Real) -> None:
 async def test_engine_and_trainer_compute_the_same_policy(real: Real) -> None:
     """Sampled logprobs of the engine against the trainer's own, before any update of this batch."""
     result = await real.backend.train(real.model, await gather(real.model, by_length), learning_rate=1e-4)
-    assert result.metrics["loss/engine_logprob_gap"] <= 1e-3
+    assert result.metrics["offpolicy/engine_logprob_gap"] <= 1e-3
     assert result.metrics["loss/ratio_max"] == pytest.approx(1.0, abs=1e-2)
 
 

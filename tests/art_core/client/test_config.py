@@ -10,7 +10,7 @@ import pytest
 
 from art_core.client.config import LocalTrainArgs, LoRAConfig, TrainConfig, lora_config, step_config
 from art_core.config import LoRAConfig as AdapterShape
-from art_core.errors import CapabilityError, ConfigError
+from art_core.errors import ConfigError
 from art_core.step import StepConfig
 
 REFERENCE: dict[str, Any] = {
@@ -45,8 +45,13 @@ def test_every_known_keyword_is_accepted_at_its_default_and_gives_the_defaults()
         ({"normalize_advantages": False}, {"scale_rewards": False}),
         ({"normalize_advantages": False, "scale_rewards": True}, {"scale_rewards": False}),
         ({"packed_sequence_length": 4096}, {"microbatch_tokens": 4096}),
+        ({"grad_accumulation_sequences": 4}, {"update_sequences": 4}),
+        ({"logprob_calculation_chunk_size": 64}, {"logprob_chunk_tokens": 64}),
+        (
+            {"truncated_importance_sampling": 2.0, "precalculate_logprobs": True},
+            {"truncated_importance_sampling": 2.0, "precalculate_logprobs": True},
+        ),
         ({"verbose": True, "save_checkpoint": False, "optimizer_save_interval": 1, "final_training_step": 9}, {}),
-        ({"logprob_calculation_chunk_size": 64}, {}),
     ],
 )
 def test_what_keywords_change(args: LocalTrainArgs, changed: dict[str, Any]) -> None:
@@ -70,6 +75,9 @@ def test_the_run_s_defaults_hold_where_the_caller_says_nothing() -> None:
         ({"learnin_rate": 1e-5}, r"unexpected keyword argument 'learnin_rate'; did you mean 'learning_rate'\?"),
         ({"learnin_rate": None}, "unexpected keyword argument 'learnin_rate'"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0; allowed"),
+        ({"plot_tensors": True}, "plot_tensors is True; allowed: False"),
+        ({"truncated_importance_sampling": 2.0}, "needs precalculate_logprobs=True"),
+        ({"kl_penalty_reference_step": 1, "kl_ref_adapter_path": "x"}, "set only one"),
     ],
 )
 def test_what_is_refused(args: Any, message: str) -> None:
@@ -81,16 +89,24 @@ OTHERWISE: dict[str, Any] = {
     "kl_penalty_coef": 0.1, "kl_penalty_reference_step": 1, "kl_ref_adapter_path": "x", "kl_penalty_source": "sample",
     "advantage_balance": 0.5, "importance_sampling_level": "sequence",
     "max_negative_advantage_importance_sampling_weight": 1.0, "mask_prob_ratio": True, "kimi_k2_tau": 0.1,
-    "precalculate_logprobs": True, "allow_training_without_logprobs": True, "plot_tensors": True,
-    "truncated_importance_sampling": 2.0, "scale_learning_rate_by_reward_std_dev": True,
-    "num_trajectories_learning_rate_multiplier_power": 0.5, "grad_accumulation_sequences": 4,
+    "precalculate_logprobs": True, "allow_training_without_logprobs": True,
+    "scale_learning_rate_by_reward_std_dev": True, "num_trajectories_learning_rate_multiplier_power": 0.5,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("option", sorted(OTHERWISE))
-def test_what_has_no_effect_yet_is_refused_and_not_ignored(option: str) -> None:
-    with pytest.raises(CapabilityError, match=rf"train\({option}=.* is not implemented yet; leave it at"):
-        step_config(LocalTrainArgs(**{option: OTHERWISE[option]}), {})  # type: ignore[typeddict-item]
+def test_options_keep_their_names(option: str) -> None:
+    given = {option: OTHERWISE[option]}
+    assert asdict(step_config(LocalTrainArgs(**given), {})) == asdict(StepConfig()) | given  # type: ignore[typeddict-item]
+
+
+def test_every_keyword_has_an_effect_or_is_named_here() -> None:
+    """Those that only accept their default, and those that are the caller's or nobody's concern."""
+    fixed = {"loss_fn_config", "adam_params", "plot_tensors"}
+    ignored = {"save_checkpoint", "optimizer_save_interval", "final_training_step", "verbose"}
+    renamed = {"packed_sequence_length", "logprob_calculation_chunk_size", "grad_accumulation_sequences"}
+    own = set(asdict(StepConfig()))
+    assert set(REFERENCE) - own == fixed | ignored | renamed | {"normalize_advantages"}
 
 
 def test_the_older_config_names_keywords_of_train() -> None:

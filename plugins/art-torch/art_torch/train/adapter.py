@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +15,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from art_core.adapter_file import read_bytes
+from art_core.adapter_file import Site, read_bytes
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG
 from art_core.config import LoRAConfig
 from art_core.errors import CheckpointCorruptError, ConfigError, nearest
 from art_torch.tensor_file import read_tensors
-from art_torch.train.low_rank import LowRankLinear
+from art_torch.train.low_rank import LowRank, LowRankLinear
 
 _PREFIX = "base_model.model."
 """What PEFT's files put before a parameter's name."""
@@ -47,6 +48,10 @@ class Adapter:
             ConfigError: A target matches no linear module of the decoder layers.
         """
         self._seed = lora.random_state
+        self.sites = {
+            name: Site(linear.in_features, linear.out_features) for name, linear in _layer_linears(model).items()
+        }
+        """Every linear module of the decoder layers, adapted or not."""
         modules = target_modules(model, lora)
         self._config = LoraConfig(
             r=lora.rank,
@@ -56,11 +61,13 @@ class Adapter:
             task_type="CAUSAL_LM",
             inference_mode=True,
         )
+        self._modules: dict[str, LowRankLinear] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         """The trainable weights, float32, by their name in the file; sorted."""
         for name in modules:
             module = LowRankLinear(cast(nn.Linear, model.get_submodule(name)), lora.rank, lora.alpha / lora.rank)
             model.set_submodule(name, module)
+            self._modules[name] = module
             self.parameters[f"{_PREFIX}{name}.lora_A.weight"] = module.a
             self.parameters[f"{_PREFIX}{name}.lora_B.weight"] = module.b
         self.reset()
@@ -101,6 +108,26 @@ class Adapter:
         for name, parameter in self.parameters.items():
             parameter.data.copy_(tensors[name])
 
+    @property
+    def devices(self) -> dict[str, torch.device]:
+        """Where each adapted module is."""
+        return {name: module.a.device for name, module in self._modules.items()}
+
+    @contextmanager
+    def replaced(self, updates: Mapping[str, LowRank]) -> Iterator[None]:
+        """Inside, the model computes with other updates, and with its base alone where there is none.
+
+        Args:
+            updates: Module name to update; empty: the base model.
+        """
+        for name, module in self._modules.items():
+            module.update = updates.get(name)
+        try:
+            yield
+        finally:
+            for module in self._modules.values():
+                module.update = module.own
+
     def files(self) -> dict[str, bytes]:
         """adapter_config.json and adapter_model.safetensors; the same weights give the same bytes."""
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.parameters.items()}
@@ -122,7 +149,7 @@ def target_modules(model: PreTrainedModel, lora: LoRAConfig) -> list[str]:
     Raises:
         ConfigError: A target matches none; names it and those that exist.
     """
-    linear = _layer_linears(model)
+    linear = sorted(_layer_linears(model))
     if not linear:
         raise ConfigError(f"{type(model).__name__} has no torch.nn.Linear in its decoder layers; LoRA needs one")
     if lora.target_modules is None:
@@ -140,10 +167,10 @@ def target_modules(model: PreTrainedModel, lora: LoRAConfig) -> list[str]:
     return sorted(chosen)
 
 
-def _layer_linears(model: PreTrainedModel) -> list[str]:
+def _layer_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     # The layers stand in a list, so a number is part of a layer's name; the head and the embeddings have none.
-    linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
-    return sorted(name for name in linears if any(part.isdigit() for part in name.split(".")))
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {name: module for name, module in linears.items() if any(part.isdigit() for part in name.split("."))}
 
 
 def _matches(name: str, target: str) -> bool:

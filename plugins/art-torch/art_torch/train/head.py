@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from art_torch.frozen_linear import frozen_linear
 
 _CHUNK_LOGITS = 1 << 24
-"""Logits held at once: 64 MiB in float32."""
+"""Most logits held at once: 64 MiB in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ Slope = Callable[[slice, Tensor], Tensor]
 """Given a chunk's place among the N and its logprobs: the derivative of the loss by each of them."""
 
 
-def score(head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor, temperatures_N: Tensor) -> Scores:
+def score(head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor, temperatures_N: Tensor, chunk_tokens: int) -> Scores:
     """Logprob and entropy of each target.
 
     Args:
@@ -39,17 +39,18 @@ def score(head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor, temperatures_N:
         hidden_ND: Final hidden state of the position that predicts the target.
         targets_N: Token ids, int64.
         temperatures_N: The logits are divided by it, float32.
+        chunk_tokens: Most tokens whose logits are held at once; fewer where the vocabulary is large.
     """
     with torch.no_grad():
         parts = [
             _softmax(head, hidden_ND[part], targets_N[part], temperatures_N[part])[1]
-            for part in _chunks(len(targets_N), head.out_features)
+            for part in _chunks(len(targets_N), head.out_features, chunk_tokens)
         ]
     return _concatenate(parts)
 
 
 def score_with_gradient(
-    head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor, temperatures_N: Tensor, slope: Slope
+    head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor, temperatures_N: Tensor, slope: Slope, chunk_tokens: int
 ) -> tuple[Scores, Tensor]:
     """As `score`, and the gradient of a loss of those logprobs by the hidden states.
 
@@ -61,13 +62,14 @@ def score_with_gradient(
         targets_N: Token ids, int64.
         temperatures_N: The logits are divided by it, float32.
         slope: Derivative of the loss by the logprobs of a chunk.
+        chunk_tokens: Most tokens whose logits are held at once; fewer where the vocabulary is large.
 
     Returns:
         The scores, and the gradient in the shape and dtype of `hidden_ND`.
     """
     parts, gradient_ND = [], torch.empty_like(hidden_ND)
     with torch.no_grad():
-        for part in _chunks(len(targets_N), head.out_features):
+        for part in _chunks(len(targets_N), head.out_features, chunk_tokens):
             probabilities_NV, scores = _softmax(head, hidden_ND[part], targets_N[part], temperatures_N[part])
             slope_N1 = (slope(part, scores.logprobs_N) / temperatures_N[part])[:, None]
             logits_slope_NV = probabilities_NV.mul_(-slope_N1).scatter_add_(1, targets_N[part, None], slope_N1)
@@ -87,8 +89,8 @@ def _softmax(head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor, temperatures
     return probabilities_NV, Scores(logprobs_N, log_total_N - expected_N)
 
 
-def _chunks(count: int, vocabulary: int) -> Iterator[slice]:
-    size = max(1, _CHUNK_LOGITS // vocabulary)
+def _chunks(count: int, vocabulary: int, chunk_tokens: int) -> Iterator[slice]:
+    size = max(1, min(chunk_tokens, _CHUNK_LOGITS // vocabulary))
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 

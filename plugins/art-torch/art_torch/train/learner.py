@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from art_core.adapter_file import refuse_pickles
 from art_core.batch import TrainBatch
-from art_core.errors import BatchError, NonFiniteLossError, OutOfMemoryError
 from art_core.protocols.trainer import TrainerSpec
 from art_core.step import StepConfig, StepResult
 from art_torch.base_model import LoadedBase
 from art_torch.train.adapter import Adapter
-from art_torch.train.head import score_with_gradient
-from art_torch.train.loss import TokenLoss, policy_loss
-from art_torch.train.metric import Tally
+from art_torch.train.admission import require_fit
+from art_torch.train.failure import memory_errors, require_finite
+from art_torch.train.low_rank import LowRank
+from art_torch.train.metric import Tally, idle_metrics
+from art_torch.train.objective import Objective, objectives
 from art_torch.train.optimizer_state import Optimizer
 from art_torch.train.packed_model import PackedModel
-from art_torch.train.packing import Pass, pack, unpacked_tokens
+from art_torch.train.packing import unpacked_tokens
 from art_torch.train.probe import ProbeRows
-
-
-class StepCancelledError(Exception):
-    """The step ended between two passes because it was asked to; nothing has changed."""
+from art_torch.train.reference import read_reference
+from art_torch.train.scoring import score_tokens, stop_if
+from art_torch.train.signal import Signal, make_signal
 
 
 class Learner:
@@ -76,55 +76,92 @@ class Learner:
         return self._adapter.files() | self._optimizer.files()
 
     def step(self, batch: TrainBatch, config: StepConfig, cancelled: Event) -> StepResult:
-        """Make one optimizer step; none where the batch has no usable advantage.
+        """Improve the adapter by one batch; it stays as it is where nothing in the batch has an advantage.
 
         Args:
             batch: What to learn from.
             config: How.
-            cancelled: Looked at before each pass and before the update; from then on the step is finished.
+            cancelled: Looked at before each pass and each update; from the last update on the step is finished.
 
         Raises:
             BatchError: The batch does not fit the model.
+            CheckpointCorruptError: The reference adapter's files are damaged.
+            ConfigError: The reference adapter does not fit the trained one.
             NonFiniteLossError: Loss, gradient or updated weights are not finite.
             OutOfMemoryError: It did not fit in memory.
             StepCancelledError: `cancelled` was set in time.
         """
-        self._check(batch)
-        with _memory_errors(batch, config):
-            rows = ProbeRows.choose(batch)
-            if not batch.usable:
-                before = rows.score(self._model, config.microbatch_tokens)
-                return StepResult(_idle_metrics(batch), rows.probe(before, before), updated=False)
-            try:
-                metrics, logprobs_BT = self._accumulate(batch, config, cancelled)
-                before = self._before(rows, logprobs_BT, config)
-                _stop_if(cancelled)
-                with self._restored_on_error():
-                    self._optimizer.update(config)
-                    self._require_finite_weights(config)
-                    after = rows.score(self._model, config.microbatch_tokens)
-            finally:
-                self._optimizer.clear_gradients()
-        return StepResult(metrics, rows.probe(before, after), updated=True)
+        require_fit(batch, config, self.info)
+        reference = self._reference(config)
+        with memory_errors(batch, config):
+            signal = self._signal(batch, config, reference, cancelled)
+            rows = ProbeRows.choose(batch, signal.trained_B)
+            updates = list(objectives(batch, signal, config))
+            if not updates:
+                before = rows.score(self._model, config)
+                return StepResult(idle_metrics(batch) | signal.metrics, rows.probe(before, before), updated=False)
+            return self._learn(updates, rows, cancelled)
 
-    def _check(self, batch: TrainBatch) -> None:
-        T = batch.tokens_BT.shape[1]
-        longest, limit = int(batch.lengths_B.max()), self.info.context_tokens
-        if longest > limit:
-            row = int(batch.lengths_B.argmax())
-            raise BatchError(f"sequence {row} has {longest} tokens; the context of this base model is {limit}")
-        if longest > T or int(batch.lengths_B.min()) < 1:
-            raise BatchError(f"lengths are {batch.lengths_B.min()} to {longest}; allowed: 1 to {T}, the padded length")
-        present_BT = np.arange(T) < batch.lengths_B[:, None]
-        if (batch.loss_mask_BT & ~present_BT).any():
-            raise BatchError("the loss mask covers padding; only tokens within a sequence's length can be sampled")
-        wrong_BT = present_BT & ((batch.tokens_BT < 0) | (batch.tokens_BT >= self.info.vocab_size))
-        if wrong_BT.any():
-            row, column = np.argwhere(wrong_BT)[0].tolist()
-            raise BatchError(
-                f"token {column} of sequence {row} is {batch.tokens_BT[row, column]}; "
-                f"allowed: 0 to {self.info.vocab_size - 1}, this base model's vocabulary"
-            )
+    def _reference(self, config: StepConfig) -> Mapping[str, LowRank]:
+        if config.kl_penalty_coef == 0 or config.kl_ref_adapter_path is None:
+            return {}
+        return read_reference(Path(config.kl_ref_adapter_path), self._adapter.sites, self._adapter.devices)
+
+    def _signal(
+        self, batch: TrainBatch, config: StepConfig, reference: Mapping[str, LowRank], cancelled: Event
+    ) -> Signal:
+        own = partial(score_tokens, self._model, batch, config=config, cancelled=cancelled)
+
+        def referred(wanted_BT: NDArray[np.bool_]) -> NDArray[np.float32]:
+            with self._adapter.replaced(reference):
+                return own(wanted_BT)
+
+        return make_signal(batch, config, own, referred)
+
+    def _learn(self, updates: list[Objective], rows: ProbeRows, cancelled: Event) -> StepResult:
+        """Make the updates, all or none."""
+        batch, signal, config = updates[0].batch, updates[0].signal, updates[0].config
+        tally = Tally(signal.own_logprobs_BT.copy())
+        before = self._before(rows, signal.own_logprobs_BT, config) if len(updates) > 1 else None
+        packed_tokens = 0
+        try:
+            with self._restored_on_error():
+                for objective in updates:
+                    packed_tokens += self._accumulate(objective, tally, cancelled)
+                    if before is None:
+                        before = self._before(rows, tally.own_logprobs_BT, config)
+                    stop_if(cancelled)
+                    self._update(objective, tally)
+                after = rows.score(self._model, config)
+        finally:
+            self._optimizer.clear_gradients()
+        assert before is not None
+        metrics = tally.metrics(batch) | {
+            "data/step_trainable_tokens": float(batch.loss_tokens),
+            "data/step_packed_tokens": float(packed_tokens),
+            "data/step_unpacked_tokens": float(sum(unpacked_tokens(each.scored_BT) for each in updates)),
+        }
+        return StepResult(metrics | signal.metrics, rows.probe(before, after), updated=True)
+
+    def _accumulate(self, objective: Objective, tally: Tally, cancelled: Event) -> int:
+        """Gradient of one update; gives the number of tokens that went through the model."""
+        self._optimizer.clear_gradients()
+        passes = objective.passes()
+        for packed in passes:
+            stop_if(cancelled)
+            objective.backward(self._model, packed, tally)
+            require_finite("loss", tally.loss_sum, objective.config)
+        return sum(len(packed.tokens_L) for packed in passes)
+
+    def _update(self, objective: Objective, tally: Tally) -> None:
+        config = objective.config
+        parameters = list(self._adapter.parameters.values())
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+        require_finite("gradient norm", norm, config)
+        self._optimizer.update(config, objective.learning_rate)
+        finite = all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
+        require_finite("largest updated weight", 0.0 if finite else math.inf, config)
+        tally.updated(norm, objective.learning_rate)
 
     def _before(
         self, rows: ProbeRows, logprobs_BT: NDArray[np.float32], config: StepConfig
@@ -132,57 +169,7 @@ class Learner:
         # In half precision two passes of another shape differ by more than a step moves a logprob: there the probe is
         # scored before the update in the same pass as after it. In float32 the training passes' logprobs will do.
         seen = rows.seen(logprobs_BT) if self.info.dtype == "float32" else None
-        return rows.score(self._model, config.microbatch_tokens) if seen is None else seen
-
-    def _accumulate(
-        self, batch: TrainBatch, config: StepConfig, cancelled: Event
-    ) -> tuple[dict[str, float], NDArray[np.float32]]:
-        """Gradients of the whole batch, clipped; gives what was measured on the way, and the logprobs."""
-        trained_B = (batch.advantages_BT * batch.loss_mask_BT != 0).any(axis=1)
-        scored_BT = batch.loss_mask_BT & trained_B[:, None]
-        passes = pack(batch.tokens_BT, scored_BT, batch.group_ids_B, config.microbatch_tokens)
-        tally = Tally(np.full(batch.tokens_BT.shape, np.nan, np.float32))
-        for packed in passes:
-            _stop_if(cancelled)
-            self._backward(packed, batch, config, tally)
-            _require_finite("loss", tally.loss, config)
-        parameters = list(self._adapter.parameters.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-        _require_finite("gradient norm", norm, config)
-        metrics = {
-            "loss/grad_norm": norm,
-            "loss/learning_rate": config.learning_rate,
-            "data/step_trainable_tokens": float(batch.loss_tokens),
-            "data/step_packed_tokens": float(sum(len(packed.tokens_L) for packed in passes)),
-            "data/step_unpacked_tokens": float(unpacked_tokens(scored_BT)),
-        }
-        return tally.metrics() | metrics, tally.logprobs_BT
-
-    def _backward(self, packed: Pass, batch: TrainBatch, config: StepConfig, tally: Tally) -> None:
-        """Add one pass's share of the gradient."""
-        where = (packed.rows_N, packed.columns_N)
-        targets_N = self._model.to_device(batch.tokens_BT[where]).long()
-        temperatures_N = self._model.to_device(batch.temperatures_BT[where])
-        old_logprobs_N = self._model.to_device(batch.logprobs_BT[where])
-        advantages_N = self._model.to_device(batch.advantages_BT[where])
-        losses: list[TokenLoss] = []
-
-        def slope(part: slice, logprobs_N: Tensor) -> Tensor:
-            with torch.enable_grad():
-                leaf_N = logprobs_N.detach().requires_grad_()
-                losses.append(policy_loss(leaf_N, old_logprobs_N[part], advantages_N[part], config))
-                loss = losses[-1].loss_N.sum() / batch.loss_tokens
-            tally.loss += float(loss)
-            return torch.autograd.grad(loss, leaf_N)[0]
-
-        hidden_ND = self._model.hidden(packed)
-        scores, gradient_ND = score_with_gradient(self._model.head, hidden_ND, targets_N, temperatures_N, slope)
-        torch.autograd.backward(hidden_ND, gradient_ND)
-        tally.add(packed, scores, old_logprobs_N, losses)
-
-    def _require_finite_weights(self, config: StepConfig) -> None:
-        finite = all(bool(torch.isfinite(parameter).all()) for parameter in self._adapter.parameters.values())
-        _require_finite("largest updated weight", 0.0 if finite else math.inf, config)
+        return rows.score(self._model, config) if seen is None else seen
 
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:
@@ -195,48 +182,3 @@ class Learner:
             for tensor, copy in zip(live, kept, strict=True):
                 tensor.copy_(copy)
             raise
-
-
-def _idle_metrics(batch: TrainBatch) -> dict[str, float]:
-    """Of a step that had nothing to learn: no pass, so nothing was measured on tokens."""
-    return {
-        "loss/train": 0.0,
-        "loss/grad_norm": 0.0,
-        "loss/learning_rate": 0.0,
-        "data/step_trainable_tokens": float(batch.loss_tokens),
-        "data/step_packed_tokens": 0.0,
-        "data/step_unpacked_tokens": 0.0,
-    }
-
-
-def _stop_if(cancelled: Event) -> None:
-    if cancelled.is_set():
-        raise StepCancelledError
-
-
-def _require_finite(what: str, value: float, config: StepConfig) -> None:
-    if not math.isfinite(value):
-        raise NonFiniteLossError(
-            f"{what} is {value}; weights and optimizer are as they were; lower learning_rate "
-            f"(now {config.learning_rate:g}) or resume from an earlier step",
-            stage="train",
-        )
-
-
-@contextmanager
-def _memory_errors(batch: TrainBatch, config: StepConfig) -> Iterator[None]:
-    """Turn the ways in which torch says that memory ran out into one error that says what to lower."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        told = str(error)
-        # torch's CPU allocator raises a plain RuntimeError, in one of these two wordings.
-        plain = type(error) is RuntimeError and ("can't allocate memory" in told or "not enough memory" in told)
-        if not (plain or isinstance(error, torch.OutOfMemoryError | MemoryError)):
-            raise
-        raise OutOfMemoryError(
-            f"the step did not fit in memory: {told.strip().splitlines()[0] if told else 'no memory'}; lower "
-            f"microbatch_tokens (now {config.microbatch_tokens}; the longest sequence has {batch.lengths_B.max()}), or "
-            "set the trainer's option gradient_checkpointing",
-            stage="train",
-        ) from error

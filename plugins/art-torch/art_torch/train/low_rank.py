@@ -6,12 +6,25 @@ temporary arrays are what memory peaks on; here the update is added in place, fo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from art_torch.frozen_linear import frozen_linear
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """An update of a linear module's weight: scale·B·A."""
+
+    a_RI: Tensor
+    """(rank, in)."""
+    b_OR: Tensor
+    """(out, rank)."""
+    scale: float
+    """alpha / rank."""
 
 
 class LowRankLinear(nn.Module):
@@ -30,27 +43,33 @@ class LowRankLinear(nn.Module):
         """
         super().__init__()
         self.base = base
-        self.scale = scale
         device = base.weight.device
         self.a = nn.Parameter(torch.zeros(rank, base.in_features, dtype=torch.float32, device=device))
         """(rank, in), float32 whatever the base is."""
         self.b = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32, device=device))
         """(out, rank), float32 whatever the base is."""
+        self.own = LowRank(self.a, self.b, scale)
+        """The update that is trained."""
+        self.update: LowRank | None = self.own
+        """The update that is computed; None: the base alone. Another than `own` while a reference is scored."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to (..., in); gives (..., out)."""
-        y_LO: Tensor = _LowRank.apply(x.flatten(0, -2), self.a, self.b, self)  # type: ignore[no-untyped-call]
+        if self.update is None:
+            return frozen_linear(x, self.base.weight, self.base.bias)
+        update = self.update
+        y_LO: Tensor = _LowRank.apply(x.flatten(0, -2), update.a_RI, update.b_OR, update.scale, self.base)  # type: ignore[no-untyped-call]
         return y_LO.view(*x.shape[:-1], -1)
 
 
 class _LowRank(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_LI: Tensor, a_RI: Tensor, b_OR: Tensor, module: LowRankLinear) -> Tensor:
-        y_LO = frozen_linear(x_LI, module.base.weight, module.base.bias)
+    def forward(ctx: Any, x_LI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float, base: nn.Linear) -> Tensor:
+        y_LO = frozen_linear(x_LI, base.weight, base.bias)
         low_LR = x_LI.to(a_RI.dtype) @ a_RI.T
-        _add_product(y_LO, low_LR, b_OR.T, module.scale)
+        _add_product(y_LO, low_LR, b_OR.T, scale)
         ctx.save_for_backward(x_LI, low_LR, a_RI, b_OR)
-        ctx.module = module
+        ctx.scale, ctx.base = scale, base
         return y_LO
 
     @staticmethod
@@ -58,14 +77,14 @@ class _LowRank(torch.autograd.Function):
         (slope_LO,) = gradients
         x_LI, low_LR, a_RI, b_OR = ctx.saved_tensors
         exact_LO = slope_LO.to(b_OR.dtype)
-        low_slope_LR = (exact_LO @ b_OR).mul_(ctx.module.scale)
+        low_slope_LR = (exact_LO @ b_OR).mul_(ctx.scale)
         x_slope_LI = None
         if ctx.needs_input_grad[0]:
-            x_slope_LI = frozen_linear(slope_LO, ctx.module.base.weight.T)
+            x_slope_LI = frozen_linear(slope_LO, ctx.base.weight.T)
             _add_product(x_slope_LI, low_slope_LR, a_RI, 1.0)
         a_slope_RI = low_slope_LR.T @ x_LI.to(a_RI.dtype)
-        b_slope_OR = (exact_LO.T @ low_LR).mul_(ctx.module.scale)
-        return x_slope_LI, a_slope_RI, b_slope_OR, None
+        b_slope_OR = (exact_LO.T @ low_LR).mul_(ctx.scale)
+        return x_slope_LI, a_slope_RI, b_slope_OR, None, None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:

@@ -33,10 +33,15 @@ class Optimizer:
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
-    def update(self, config: StepConfig) -> None:
-        """One update from the parameters' gradients."""
+    def update(self, config: StepConfig, learning_rate: float) -> None:
+        """One update from the parameters' gradients.
+
+        Args:
+            config: Decays and floor.
+            learning_rate: Step size of this update.
+        """
         for group in self._adamw.param_groups:
-            group["lr"] = config.learning_rate
+            group["lr"] = learning_rate
             group["betas"] = (config.adam_beta1, config.adam_beta2)
             group["eps"] = config.adam_epsilon
             group["weight_decay"] = config.weight_decay

@@ -61,16 +61,26 @@ class PackedModel:
         hidden_LD: Tensor = output.last_hidden_state[0]
         return hidden_LD.index_select(0, self.to_device(packed.predicting_N))
 
-    def score(self, packed: Pass, tokens_BT: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Logprobs of the pass's N scored tokens at temperature 1.
+    def score(
+        self,
+        packed: Pass,
+        tokens_BT: NDArray[np.int32],
+        temperatures_BT: NDArray[np.float32],
+        chunk_tokens: int,
+    ) -> NDArray[np.float32]:
+        """Logprobs of the pass's N scored tokens.
 
         Args:
             packed: One pass of the batch.
             tokens_BT: The batch's tokens.
+            temperatures_BT: What each token's logits are divided by.
+            chunk_tokens: Most tokens whose logits are held at once.
         """
-        targets_N = self.to_device(tokens_BT[packed.rows_N, packed.columns_N]).long()
+        where = (packed.rows_N, packed.columns_N)
+        targets_N = self.to_device(tokens_BT[where]).long()
+        temperatures_N = self.to_device(temperatures_BT[where])
         with torch.no_grad():
-            scores = score(self.head, self.hidden(packed), targets_N, torch.ones_like(targets_N, dtype=torch.float32))
+            scores = score(self.head, self.hidden(packed), targets_N, temperatures_N, chunk_tokens)
         logprobs_N: NDArray[np.float32] = scores.logprobs_N.cpu().numpy()
         return logprobs_N
 
@@ -81,7 +91,8 @@ class PackedModel:
     def _verify(self, expected_N: NDArray[np.float32], base: LoadedBase) -> None:
         tokens_BT, scored_BT = _sample(base.model)
         (packed,) = pack(tokens_BT, scored_BT, np.zeros(_SAMPLE_ROWS, np.int32), tokens_BT.size)
-        worst = float(np.abs(self.score(packed, tokens_BT) - expected_N).max())
+        seen_N = self.score(packed, tokens_BT, np.ones(tokens_BT.shape, np.float32), tokens_BT.size)
+        worst = float(np.abs(seen_N - expected_N).max())
         if not worst <= _TOLERANCE[base.dtype]:
             raise ConfigError(
                 f"{type(base.model).__name__} computes something that packed passes can't express: logprobs differ by "

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from art_core.batch import TrainBatch
-from art_core.step import PROBE_SEQUENCES, PROBE_TOKENS, Probe
+from art_core.step import PROBE_SEQUENCES, PROBE_TOKENS, Probe, StepConfig
 from art_torch.train.packed_model import PackedModel
-from art_torch.train.packing import pack
+from art_torch.train.scoring import score_tokens
 
 _ROW_TOKENS = PROBE_TOKENS // PROBE_SEQUENCES
 
@@ -26,17 +26,17 @@ class ProbeRows:
     """The first sampled tokens of those rows, at most `PROBE_TOKENS` together."""
 
     @classmethod
-    def choose(cls, batch: TrainBatch) -> ProbeRows:
+    def choose(cls, batch: TrainBatch, trained_B: NDArray[np.bool_]) -> ProbeRows:
         """Choose the rows that will move most visibly: with an advantage first, then with more tokens, then short.
 
         Args:
             batch: The step's batch.
+            trained_B: Which rows have an advantage.
         """
         scored_BT = batch.loss_mask_BT & (batch.loss_mask_BT.cumsum(axis=1) <= _ROW_TOKENS)
-        moved_B = (batch.advantages_BT * batch.loss_mask_BT != 0).any(axis=1)
         count_B = scored_BT.sum(axis=1)
         last_B = np.where(scored_BT, np.arange(scored_BT.shape[1]), 0).max(axis=1)
-        order_B = np.lexsort((last_B, -count_B, ~moved_B))
+        order_B = np.lexsort((last_B, -count_B, ~trained_B))
         rows = tuple(int(row) for row in order_B[:PROBE_SEQUENCES] if count_B[row])
         return cls(batch, rows, scored_BT & np.isin(np.arange(len(count_B)), rows)[:, None])
 
@@ -54,17 +54,16 @@ class ProbeRows:
             return None
         return self._cut(np.where(self.scored_BT, logprobs_BT, np.float32(0)))
 
-    def score(self, model: PackedModel, limit_tokens: int) -> tuple[NDArray[np.float32], ...]:
+    def score(self, model: PackedModel, config: StepConfig) -> tuple[NDArray[np.float32], ...]:
         """Logprobs at temperature 1 under the model's present weights, one array per row; 0 where not scored.
 
         Args:
             model: The trainer's.
-            limit_tokens: Most tokens in one forward pass.
+            config: How much goes into one forward pass.
         """
-        logprobs_BT = np.zeros(self.scored_BT.shape, np.float32)
-        for packed in pack(self.batch.tokens_BT, self.scored_BT, self.batch.group_ids_B, limit_tokens):
-            logprobs_BT[packed.rows_N, packed.columns_N] = model.score(packed, self.batch.tokens_BT)
-        return self._cut(logprobs_BT)
+        one_BT = np.ones(self.scored_BT.shape, np.float32)
+        logprobs_BT = score_tokens(model, replace(self.batch, temperatures_BT=one_BT), self.scored_BT, config)
+        return self._cut(np.where(self.scored_BT, logprobs_BT, np.float32(0)))
 
     def probe(self, before: tuple[NDArray[np.float32], ...], after: tuple[NDArray[np.float32], ...]) -> Probe:
         """Put together what `score` gave before and after the update."""
