@@ -19,6 +19,7 @@ from art_core.protocols.publisher import Publisher
 from art_core.protocols.store import CheckpointStore
 from art_core.selection import (
     EngineSelection,
+    Given,
     PublisherSelection,
     Selected,
     StoreSelection,
@@ -40,6 +41,8 @@ class Choice:
     publisher: PublisherSelection = None
     engine_options: Mapping[str, Any] = field(default_factory=dict)
     """Option values on top of the selection's."""
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    """The same, or arguments of the engine's library; see `Given.arguments`."""
     trainer_options: Mapping[str, Any] = field(default_factory=dict)
     """Option values on top of the selection's."""
     foreign_options: Collection[str] = ()
@@ -74,24 +77,25 @@ def compose(choice: Choice, plugins: Plugins, log_directory: Path, timeouts: Tim
         ConfigError: An option is unknown or out of range.
     """
     environment = Environment.read()
+    engine_given = Given(choice.engine_options, choice.engine_args, choice.foreign_options)
+    trainer_given = Given(choice.trainer_options, foreign=choice.foreign_options)
     chosen: Mapping[Kind, Selected] = {
-        "engine": select(plugins, "engine", choice.engine, environment, choice.engine_options, choice.foreign_options),
-        "trainer": select(
-            plugins, "trainer", choice.trainer, environment, choice.trainer_options, choice.foreign_options
-        ),
+        "engine": select(plugins, "engine", choice.engine, environment, engine_given),
+        "trainer": select(plugins, "trainer", choice.trainer, environment, trainer_given),
         "store": select(plugins, "store", choice.store, environment),
         "publisher": select(plugins, "publisher", choice.publisher, environment),
     }
     engine = cast(EnginePart, chosen["engine"].part)
     made = engine.create(chosen["engine"].options)
     require_contract(made, InferenceEngine, f"what engine {engine.name!r} creates")
+    declared = engine.declares(chosen["engine"].options)
     publisher_part = cast(PublisherPart, chosen["publisher"].part)
-    publisher = publisher_part.create(chosen["publisher"].options, made, engine.capabilities)
+    publisher = publisher_part.create(chosen["publisher"].options, made, declared)
     require_contract(publisher, Publisher, f"what publisher {publisher_part.name!r} creates")
     parts = Parts(
         engine=made,
         engine_name=engine.name,
-        engine_capabilities=engine.capabilities,
+        engine_capabilities=declared,
         trainer=_worker(chosen["trainer"], log_directory / "trainer.log", timeouts, environment.cache),
         trainer_name=chosen["trainer"].part.name,
         store=_store(chosen["store"]),

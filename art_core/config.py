@@ -135,6 +135,13 @@ class PartOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     part: ClassVar[str]
+    pass_through: ClassVar[str | None] = None
+    """Name of the option that takes arguments of the library below, by the library's own names; None: there is none."""
+
+    @property
+    def hosted(self) -> bool:
+        """Whether the part's library must be installed here, in this interpreter or a managed environment."""
+        return True
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
@@ -163,6 +170,11 @@ class HostedOptions(PartOptions):
     python: str | None = None
     """Interpreter to run it in, a path or a command; None: this one where its library fits, else its managed
     environment (``art env``)."""
+
+    @property
+    def hosted(self) -> bool:
+        """Not where an interpreter is named: whoever names it has looked to that."""
+        return self.python is None
 
     @field_validator("python")
     @classmethod

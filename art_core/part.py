@@ -67,6 +67,13 @@ class EnginePart(Part):
 
     create: Callable[[Any], InferenceEngine]
     """Options to engine."""
+    capabilities_with: Callable[[Any], Capabilities] | None = None
+    """Options to what the engine declares, where that depends on them (a device, a server that somebody else runs);
+    None: `capabilities`, whatever they are. `capabilities` is then what it declares with its defaults here."""
+
+    def declares(self, options: PartOptions) -> Capabilities:
+        """What the engine declares when it is made with these options."""
+        return self.capabilities if self.capabilities_with is None else self.capabilities_with(options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Literal
 import pluggy
 
 from art_core import hookspecs
-from art_core.config import Environment, HostedOptions, PartOptions
+from art_core.config import Environment, PartOptions
 from art_core.entry_point import distribution, find_entry, installed, version
 from art_core.environment import EnvironmentSpec, missing
 from art_core.errors import (
@@ -144,12 +144,12 @@ class Plugins:
 
         Args:
             part: The part.
-            options: What it would be made with; one that names an interpreter needs no managed environment.
+            options: What it would be made with; some need no managed environment (`PartOptions.hosted`).
         """
-        named = isinstance(options, HostedOptions) and options.python is not None
+        hosted = options is None or options.hosted
         try:
             reason: object = part.usable()
-            if reason is None and part.environment is not None and not named:
+            if reason is None and part.environment is not None and hosted:
                 reason = missing(part.environment, Environment.read().cache)
         except Exception as error:  # noqa: BLE001 - foreign code; its failure is the answer
             _log.debug("the check of part %r failed", part.name, exc_info=error)

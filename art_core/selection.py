@@ -9,7 +9,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, ClassVar, Self
 
@@ -87,13 +87,24 @@ class Selected:
     """For example ``"named by ART_ENGINE"``."""
 
 
+@dataclass(frozen=True)
+class Given:
+    """Option values on top of a selection's own."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the part, by name."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """The same, or arguments of the library below it: a part that passes those on takes all of them."""
+    foreign: Collection[str] = ()
+    """Names that other parts have: ignored with a warning where this one lacks them, never an error."""
+
+
 def select(
     plugins: Plugins,
     kind: Kind,
     selection: Selection,
     environment: Environment,
-    values: Mapping[str, Any] | None = None,
-    foreign: Collection[str] = (),
+    given: Given | None = None,
 ) -> Selected:
     """Decide which part a run gets, and with which options.
 
@@ -102,8 +113,7 @@ def select(
         kind: Which kind of part.
         selection: What the caller chose.
         environment: What environment variables say, for where the caller chose nothing.
-        values: Option values on top of the selection's.
-        foreign: Option names of other parts: ignored with a warning where the part lacks them.
+        given: Option values on top of the selection's.
 
     Raises:
         ConfigError: An option is unknown or out of range.
@@ -118,16 +128,16 @@ def select(
         "publisher": environment.publisher,
     }
     if selection is None or selection == "":
-        selected = _unnamed(plugins, kind, variables[kind], values)
+        selected = _unnamed(plugins, kind, variables[kind], given)
     elif isinstance(selection, str):
-        selected = _named(plugins, kind, selection, f"named by the option {kind}", values)
+        selected = _named(plugins, kind, selection, f"named by the option {kind}", given)
     elif isinstance(selection, PartOptions):
         selected = Selected(plugins.part(kind, selection.part), selection, f"named by the option {kind}")
     else:
         part = _own_part(plugins, kind, selection) if isinstance(selection, Part) else _part_of(kind, selection)
         selected = Selected(part, part.options(), f"given by the option {kind}")
-    if values is not None:
-        selected = replace(selected, options=_merge(selected, values, foreign))
+    if given is not None:
+        selected = replace(selected, options=_merge(selected, given))
     if reason := plugins.unusable(selected.part, selected.options):
         raise PluginUnusableError(f"{kind} {selected.part.name!r} ({selected.reason}) can't work here: {reason}")
     return selected
@@ -138,22 +148,29 @@ def is_object(selection: Selection) -> bool:
     return not isinstance(selection, str | PartOptions | Part | None)
 
 
-def _merge(chosen: Selected, values: Mapping[str, Any], foreign: Collection[str]) -> PartOptions:
+def _merge(chosen: Selected, given: Given) -> PartOptions:
     options = chosen.part.options
+    own = chosen.options.model_dump(exclude_unset=True)
     if options is CallableOptions:
-        return options.parse(dict(values))
-    ignored = {key for key in values if key not in options.model_fields and key in foreign}
+        return options.parse({**given.values, **given.arguments})
+    values = dict(given.values)
+    if options.pass_through is None:
+        values |= given.arguments
+    else:
+        values |= {key: value for key, value in given.arguments.items() if key in options.model_fields}
+        rest = {key: value for key, value in given.arguments.items() if key not in options.model_fields}
+        own[options.pass_through] = {**own.get(options.pass_through, {}), **rest}
+    ignored = {key for key in values if key not in options.model_fields and key in given.foreign}
     for key in sorted(ignored):
         _log.warning("%r has no option %r; ignored", chosen.part.name, key)
-    known = {key: value for key, value in values.items() if key not in ignored}
-    return options.parse({**chosen.options.model_dump(exclude_unset=True), **known})
+    return options.parse({**own, **{key: value for key, value in values.items() if key not in ignored}})
 
 
-def _unnamed(plugins: Plugins, kind: Kind, named: str | None, values: Mapping[str, Any] | None) -> Selected:
+def _unnamed(plugins: Plugins, kind: Kind, named: str | None, given: Given | None) -> Selected:
     if named:
-        return _named(plugins, kind, named, f"named by ART_{kind.upper()}", values)
+        return _named(plugins, kind, named, f"named by ART_{kind.upper()}", given)
     if kind in PRESET:
-        return _named(plugins, kind, PRESET[kind], "preset", values)
+        return _named(plugins, kind, PRESET[kind], "preset", given)
     part = plugins.best(kind)
     others = [each for each in plugins.candidates(kind) if each.part != part]
     beaten = [f"{each.part.name!r} ({each.part.priority})" for each in others if each.unusable is None]
@@ -164,9 +181,10 @@ def _unnamed(plugins: Plugins, kind: Kind, named: str | None, values: Mapping[st
     return Selected(part, part.options(), "; ".join([f"automatic, {reason}", *unusable]))
 
 
-def _named(plugins: Plugins, kind: Kind, name: str, reason: str, values: Mapping[str, Any] | None) -> Selected:
+def _named(plugins: Plugins, kind: Kind, name: str, reason: str, given: Given | None) -> Selected:
     if kind == "trainer" and ":" in name:
-        return Selected(_callable_trainer(name, elsewhere="python" in (values or {})), CallableOptions(), reason)
+        elsewhere = given is not None and "python" in given.values
+        return Selected(_callable_trainer(name, elsewhere=elsewhere), CallableOptions(), reason)
     if kind == "store" and "://" in name:
         scheme = name.partition("://")[0]
         part = plugins.part(kind, scheme if any(entry.name == scheme for entry in installed()) else ANY_URL)

@@ -10,8 +10,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_model(directory: Path, seed: int = 0) -> Path:
-    """Write the model in Hugging Face layout and return its directory (about 0.5 MB)."""
+def write_tiny_model(directory: Path, seed: int = 0, heads: int = 4) -> Path:
+    """Write the model in Hugging Face layout and return its directory (about 0.5 MB).
+
+    Args:
+        directory: Made if absent.
+        seed: Of the weights.
+        heads: Attention heads, 64 / heads wide each; even.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -30,8 +36,8 @@ def write_tiny_model(directory: Path, seed: int = 0) -> Path:
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=fast.bos_token_id,

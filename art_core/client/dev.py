@@ -224,5 +224,3 @@ def validate_internal_config(config: Mapping[str, Any]) -> None:
     for key, default in _NOT_YET.items():
         if config.get(key, default) != default:
             raise CapabilityError(f"_internal_config[{key!r}] is not implemented yet; leave it out")
-    if config.get("vllm_runtime", {}).get("mode") == "external":
-        raise CapabilityError("vllm_runtime.mode='external' is not implemented yet; leave vllm_runtime out")

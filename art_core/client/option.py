@@ -137,6 +137,7 @@ class VllmRuntimeArgs(TypedDict, total=False):
     local_checkpoint_root: str | None
     server_checkpoint_root: str | None
     health_timeout_s: float
+    worker_extension: bool
 
 
 class ServerArgs(TypedDict, total=False):

@@ -14,7 +14,13 @@ from typing import Any, Self, Unpack
 from art_core.backend import Backend, delete_steps, hold, open_backend
 from art_core.client.capture import trained_on
 from art_core.client.config import LocalTrainArgs, lora_config, step_config
-from art_core.client.dev import InternalModelConfig, OpenAIServerConfig, merged_config, validate_internal_config
+from art_core.client.dev import (
+    InternalModelConfig,
+    OpenAIServerConfig,
+    is_external_vllm_mode,
+    merged_config,
+    validate_internal_config,
+)
 from art_core.client.fork import ForkArgs, PullArgs, fork_model, pull_model
 from art_core.client.model import Model
 from art_core.client.pin import pinned, pinned_step
@@ -239,12 +245,14 @@ class LocalBackend:
                 "the engine object given to this LocalBackend serves a model already; give each model a LocalBackend "
                 "and an engine of its own, or name an engine"
             )
+        runtime = {"runtime": config["vllm_runtime"]} if is_external_vllm_mode(config) else {}
         return Choice(
             engine=options.get("engine"),
             trainer=options.get("trainer"),
             store=options.get("store"),
             publisher=options.get("publisher"),
-            engine_options={**(config.get("init_args") or {}), **(config.get("engine_args") or {})},
+            engine_options={**(config.get("init_args") or {}), **runtime},
+            engine_args=config.get("engine_args") or {},
             trainer_options=trainer_options,
             foreign_options=FOREIGN,
         )

@@ -25,10 +25,10 @@ The endpoint must answer
 `GET /health` · `GET /v1/models` · `POST /v1/completions` · `POST /v1/chat/completions`, all with
 `Authorization: Bearer <Endpoint.api_key>`. Model names are the adapter names given to `load_adapter` and
 `EngineSpec.base_name`; anything else is 404, never the base. With `return_token_ids: true` a completion carries
-`prompt_token_ids` (top level) and `choices[].token_ids` (the sampled ids, stop token included); with
-`logprobs: true` one logprob per sampled token, of the distribution sampled at the request's temperature. What the
-engine can't do of a request (tools that the chat template does not know, structured output) is a 400 that says so, and
-never passed over.
+`prompt_token_ids` (at the top level, or on each choice) and `choices[].token_ids` (the sampled ids, stop token
+included); with `logprobs: true` one logprob per sampled token, of the distribution sampled at the request's
+temperature. What the engine can't do of a request (tools that the chat template does not know, structured output) is a
+400 that says so, and never passed over.
 """
 
 from __future__ import annotations

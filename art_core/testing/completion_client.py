@@ -81,16 +81,17 @@ class CompletionClient:
         return data
 
     def _read(self, data: dict[str, Any], max_tokens: int, *, text: bool) -> Answer:
-        promised(
-            "prompt_token_ids" in data,
-            "with return_token_ids a completion carries prompt_token_ids at its top level",
-            sorted(data),
-        )
         choice = data["choices"][0]
+        prompt = data.get("prompt_token_ids") or choice.get("prompt_token_ids")
+        promised(
+            prompt,
+            "with return_token_ids a completion carries prompt_token_ids, at its top level or on its choice",
+            f"{sorted(data)}, {sorted(choice)}",
+        )
         promised("token_ids" in choice, "with return_token_ids a choice carries token_ids", sorted(choice))
         shown = choice["logprobs"] or {}
         logprobs = shown.get("token_logprobs") if text else [each["logprob"] for each in shown.get("content", [])]
-        answer = Answer(data["prompt_token_ids"], choice["token_ids"], logprobs or [], choice["finish_reason"])
+        answer = Answer(prompt, choice["token_ids"], logprobs or [], choice["finish_reason"])
         self._check(answer, max_tokens)
         return answer
 

@@ -12,6 +12,13 @@ import re
 
 from tests.architecture.source import CORE, ROOT, name, python_files
 
+USERS_KNOW: dict[str, str] = {
+    'raise ConfigError("Shared-GPU mode requires engine_args.enable_sleep_mode=True for the external vLLM runtime")': (
+        "programs and their tests look for this text as it is; nothing is looked up by the name in it"
+    ),
+}
+"""Lines of art_core that name a plugin all the same, and why."""
+
 
 def plugin_names() -> list[str]:
     return sorted(path.parent.name.removeprefix("art-") for path in (ROOT / "plugins").glob("art-*/pyproject.toml"))
@@ -26,11 +33,13 @@ def mentions(text: str, plugins: list[str]) -> list[tuple[int, str]]:
 def test_no_plugin_is_named_in_core() -> None:
     plugins = plugin_names()
     assert "torch" in plugins
-    found = [
-        f"{name(path)}:{number}: {line}"
+    every = [
+        (line, f"{name(path)}:{number}: {line}")
         for path in python_files(CORE)
         for number, line in mentions(path.read_text(encoding="utf-8"), plugins)
     ]
+    assert USERS_KNOW.keys() <= {line for line, _ in every}, "an excuse that is no longer needed"
+    found = [where for line, where in every if line not in USERS_KNOW]
     assert not found, "art_core names a plugin; ask for a capability or a configured name instead:\n" + "\n".join(found)
 
 

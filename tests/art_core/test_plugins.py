@@ -109,6 +109,7 @@ def test_where_nothing_can_work_each_part_is_named_with_its_reason(site: Path, m
     for name, code in (("big", engine), ("bool", bool_engine), ("failing", failing), ("gone", "import no_such_thing")):
         install(site, name, code)
     monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
+    monkeypatch.setenv("ART_CACHE", str(site / "no-environments"))
     plugins = Plugins()
     with pytest.raises(PluginUnusableError) as error:
         plugins.best("engine")

@@ -7,22 +7,23 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from pydantic import Field
 
 from art_core.builtin.file import FileStoreOptions
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.capability import FULL, Capabilities, Capability
 from art_core.checkpoint import ADAPTER_CONFIG
 from art_core.compose import Choice, compose
-from art_core.config import Environment, Timeouts
+from art_core.config import Environment, PartOptions, Timeouts
 from art_core.errors import ConfigError, PluginContractError, PluginNotFoundError, PluginUnusableError
 from art_core.file_store import FileStore
 from art_core.part import EnginePart, StorePart, TrainerPart
 from art_core.plugins import Kind, Plugins
 from art_core.protocols.engine import InferenceEngine
-from art_core.selection import Selection, select
+from art_core.selection import Given, Selection, select
 from tests import numpy_trainer
 from tests.art_core.builtin.numpy_engine import NumpyEngine
 from tests.installed import install, store
@@ -105,6 +106,28 @@ async def test_objects_of_the_callers_are_used_as_they_are(tmp_path: Path, caplo
         "store 'store FileStore': given by the option store; "
         "publisher 'publisher function': given by the option publisher"
     )
+
+
+class PassingOptions(PartOptions):
+    part: ClassVar[str] = "passing"
+    pass_through: ClassVar[str | None] = "rest"
+    own: int = 0
+    rest: dict[str, Any] = Field(default_factory=dict)
+
+
+def test_arguments_of_a_library_reach_a_part_that_passes_them_on() -> None:
+    part = EnginePart(name="passing", options=PassingOptions, create=lambda options: Mine())
+    given = Given({"own": 1, "load_in_4bit": True}, {"own": 2, "deep": {"a": 1}, "seed": 3}, foreign={"load_in_4bit"})
+    options = select(Plugins(), "engine", part, Environment(), given).options
+    assert options == PassingOptions(own=2, rest={"deep": {"a": 1}, "seed": 3})
+
+
+def test_arguments_of_a_library_are_options_where_a_part_does_not_pass_them_on() -> None:
+    given = Given({}, {"max_loras": 3, "swap_space": 1}, foreign={"swap_space"})
+    options = select(Plugins(), "engine", "torch", Environment(), given).options
+    assert options.model_dump(exclude_unset=True) == {"max_loras": 3}
+    with pytest.raises(ConfigError, match="'torch' has no option 'swap_space'"):
+        select(Plugins(), "engine", "torch", Environment(), Given({}, {"swap_space": 1}))
 
 
 async def test_a_trainer_named_module_callable_gets_its_options_as_they_are(

@@ -42,7 +42,7 @@ class EngineBench:
     def __init__(self, part: EnginePart, options: PartOptions, base_model: Path, root: Path) -> None:
         self.part = part
         self.options = options
-        self.capabilities = part.capabilities
+        self.capabilities = part.declares(options)
         self.base_model = base_model
         self.engine: InferenceEngine = part.create(options)
         self.spec = EngineSpec(str(base_model), BASE, LORA_RANK, root / "logs" / "engine.log")

@@ -99,7 +99,6 @@ def test_unknown_keys(config: dict[str, Any], message: str) -> None:
         {"chat_template_content_format": "openai"},
         {"tinker_args": {"renderer_name": "x"}},
         {"megatron_model_initialization": "random"},
-        {"vllm_runtime": {"mode": "external", "server_url": "http://x"}},
     ],
 )
 def test_what_is_not_there_yet_is_refused_and_not_ignored(config: dict[str, Any]) -> None:

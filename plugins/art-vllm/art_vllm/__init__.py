@@ -1,0 +1,1 @@
+"""vLLM as an inference engine; see `art_vllm.plugin`."""

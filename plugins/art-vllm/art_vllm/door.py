@@ -1,0 +1,165 @@
+"""What stands before vLLM's own routes, in the server's process: the key, the names, and who is inside.
+
+An ASGI middleware, given to the stock server by its own flag ``--middleware``. It is there because the server's own
+``--api-key`` guards ``/v1`` and leaves ``/collective_rpc``, ``/sleep`` or ``/pause`` open; because a request that names
+no model is answered by the base; and because the server forgets an unloaded name while requests still use its weights.
+
+    GET /art/state      {"alive", "adapters": {name: {"id", "directory"}}, "running": {id: requests}}; id 0 is the base
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from art_core.process import announce
+
+STATE = "/art/state"
+_CHANGES = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
+_COMPLETIONS = {"/v1/completions", "/v1/chat/completions"}
+_BASE = 0
+
+_settings: dict[str, str] = {}
+
+
+def configure(api_key: str) -> None:
+    """Set what the door of this process asks for: the server makes it, and hands it nothing.
+
+    Args:
+        api_key: What a request must carry as bearer token.
+    """
+    _settings["authorization"] = f"Bearer {api_key}"
+
+
+class Door:
+    """The middleware; one a process.
+
+    Args:
+        app: The server.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._authorization = _settings["authorization"].encode()
+        self._running: Counter[int] = Counter()
+        """Adapter id to the requests that are inside."""
+        self._changing = asyncio.Lock()
+        """One load or unload at a time, in the order in which they came: an unload after a load that was given up must
+        find what that did."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or turn it away."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, _announcing(scope, send))
+        elif not self._has_key(scope):
+            await _refuse(401, "the key is missing or wrong; send it as bearer token", scope, receive, send)
+        elif scope["path"] == STATE:
+            await JSONResponse(self._state(scope["app"].state))(scope, receive, send)
+        elif scope["path"] in _COMPLETIONS and scope["method"] == "POST":
+            await self._complete(scope, receive, send)
+        elif scope["path"] in _CHANGES:
+            async with self._changing:
+                await self._app(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _has_key(self, scope: Scope) -> bool:
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        return hmac.compare_digest(given, self._authorization)
+
+    async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count a completion under the adapter that its name stands for now."""
+        body = await _body(receive)
+        if body is None:
+            return
+        models = scope["app"].state.openai_serving_models
+        name = _model(body)
+        if models.is_base_model(name):
+            adapter = _BASE
+        elif name in models.lora_requests:
+            adapter = models.lora_requests[name].lora_int_id
+        else:
+            await _refuse(404, f"the model {name!r} is not served", scope, receive, send)
+            return
+        self._running[adapter] += 1
+        try:
+            await self._app(scope, _replaying(body, receive), send)
+        finally:
+            self._running[adapter] -= 1
+
+    def _state(self, state: Any) -> Mapping[str, Any]:
+        adapters = state.openai_serving_models.lora_requests
+        return {
+            "alive": not state.engine_client.errored,
+            "adapters": {
+                name: {"id": each.lora_int_id, "directory": each.lora_path} for name, each in adapters.items()
+            },
+            "running": {str(adapter): count for adapter, count in self._running.items() if count},
+        }
+
+
+def _announcing(scope: Scope, send: Send) -> Send:
+    """Tell the owner, once the model is loaded and the routes stand, what is served."""
+
+    async def tell(message: Message) -> None:
+        await send(message)
+        if message["type"] == "lifespan.startup.complete":
+            state = scope["app"].state
+            model = state.engine_client.model_config
+            template = state.args.chat_template
+            announce(
+                {
+                    "directory": model.model,
+                    "vocab_size": model.get_vocab_size(),
+                    "context_tokens": model.max_model_len,
+                    "dtype": str(model.dtype).removeprefix("torch."),
+                    "chat_template": template or state.engine_client.renderer.get_tokenizer().chat_template,
+                }
+            )
+
+    return tell
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The request's body; None where the client has gone."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """Give the body, which was read already, and then whatever comes."""
+    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return first.pop() if first else await receive()
+
+    return again
+
+
+def _model(body: bytes) -> str:
+    """The model that a request asks for; empty where it names none, which no model is called."""
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return ""
+    name = data.get("model") if isinstance(data, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+async def _refuse(status: int, message: str, scope: Scope, receive: Receive, send: Send) -> None:
+    kind = "authentication_error" if status == 401 else "invalid_request_error"
+    error = {"message": message, "type": kind, "param": "model" if status == 404 else None, "code": status}
+    await JSONResponse({"error": error}, status_code=status)(scope, receive, send)

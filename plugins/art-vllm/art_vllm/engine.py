@@ -1,0 +1,162 @@
+"""The vLLM engine as ART sees it: a stock server in a process of its own, or one that somebody else runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from art_core.adapter_file import Site, adaptable_modules, read_adapter
+from art_core.base_model import BaseIdentity, ModelInfo, base_digest
+from art_core.capability import Capabilities, Capability
+from art_core.checkpoint import StoredCheckpoint
+from art_core.config import Timeouts
+from art_core.errors import EngineError, EngineUnavailableError
+from art_core.protocols.engine import Endpoint, EngineHealth, EngineSpec, LoadedAdapter
+from art_vllm.api import Api, State
+from art_vllm.launch import launch
+from art_vllm.options import VllmOptions
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A server that answers."""
+
+    api: Api
+    spec: EngineSpec
+    endpoint: Endpoint
+    sites: dict[str, Site]
+    """What an adapter can change."""
+
+
+class VllmEngine:
+    """Inference engine; see `InferenceEngine`.
+
+    Args:
+        options: How it runs.
+        capabilities: What it declares with them.
+        timeouts: How long its calls may take.
+    """
+
+    def __init__(self, options: VllmOptions, capabilities: Capabilities, timeouts: Timeouts | None = None) -> None:
+        self._options = options
+        self._capabilities = capabilities
+        self._timeouts = timeouts or Timeouts()
+        self._running: _Running | None = None
+        self._starting = False
+        self._untidy = False
+        """Whether the worker may hold adapters whose names are gone."""
+
+    async def start(self, spec: EngineSpec) -> Endpoint:
+        """See `InferenceEngine.start`."""
+        if self._running is not None or self._starting:
+            raise EngineError("engine 'vllm' is started already; stop it first", stage="start")
+        self._starting = True
+        try:
+            self._running = await self._start(spec)
+        finally:
+            self._starting = False
+        self._untidy = False
+        return self._running.endpoint
+
+    async def health(self) -> EngineHealth:
+        """See `InferenceEngine.health`."""
+        state = await self._started().api.state()
+        adapters = {name: held.directory for name, held in state.adapters.items()}
+        return EngineHealth(adapters, sum(state.running.values()))
+
+    async def load_adapter(self, name: str, checkpoint: StoredCheckpoint) -> LoadedAdapter:
+        """See `InferenceEngine.load_adapter`."""
+        running, directory = self._started(), checkpoint.directory.absolute()
+        await asyncio.to_thread(read_adapter, directory, running.sites, running.spec.lora_rank)
+        if self._untidy:
+            await self._tidy(running.api)
+        self._require_free(name, running, await running.api.state())
+        self._untidy = True
+        await running.api.load(name, str(directory))
+        try:
+            loaded = await self._prove(name, directory, running.api)
+        except EngineError:
+            await self.unload_adapter(name)
+            raise
+        self._untidy = False
+        return loaded
+
+    async def unload_adapter(self, name: str) -> None:
+        """See `InferenceEngine.unload_adapter`."""
+        api = self._started().api
+        self._untidy = True
+        await api.unload(name)
+        await self._tidy(api)
+
+    async def score(self, name: str, sequences: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
+        """See `InferenceEngine.score`."""
+        running = self._started()
+        return await running.api.score(name, sequences, running.endpoint.model.context_tokens)
+
+    async def sleep(self, level: int) -> None:
+        """See `InferenceEngine.sleep`."""
+        self._capabilities.require(Capability.SLEEP, "engine 'vllm'")
+
+    async def wake(self) -> None:
+        """See `InferenceEngine.wake`."""
+        self._capabilities.require(Capability.SLEEP, "engine 'vllm'")
+
+    async def stop(self) -> None:
+        """See `InferenceEngine.stop`."""
+        running, self._running = self._running, None
+        if running is not None:
+            await running.api.server.stop()
+
+    async def _start(self, spec: EngineSpec) -> _Running:
+        launched = await launch(self._options, spec, self._timeouts)
+        hello, directory = launched.hello, Path(launched.hello["directory"])
+        model = ModelInfo(
+            identity=BaseIdentity(name=spec.base_model, digest=await asyncio.to_thread(base_digest, directory)),
+            vocab_size=hello["vocab_size"],
+            context_tokens=hello["context_tokens"],
+            chat_template=hello["chat_template"],
+            dtype=hello["dtype"],
+        )
+        endpoint = Endpoint(launched.server.base_url, launched.api_key, model, self._options.max_loras)
+        sites = await asyncio.to_thread(adaptable_modules, directory)
+        return _Running(Api(launched.server, self._timeouts, own=True), spec, endpoint, sites)
+
+    def _started(self) -> _Running:
+        if self._running is None:
+            raise EngineUnavailableError("engine 'vllm' is not started; call start first")
+        return self._running
+
+    def _require_free(self, name: str, running: _Running, state: State) -> None:
+        if name in state.adapters or name == running.spec.base_name:
+            raise EngineError(f"adapter name {name!r} is taken; unload it first, or choose another name")
+        used, leaving = len(state.adapters) + len(state.leaving), len(state.leaving)
+        if used >= self._options.max_loras:
+            raise EngineError(
+                f"no free slot for adapter {name!r}: {used} of {self._options.max_loras} in use ({leaving} of them by "
+                f"unloaded adapters whose requests still run); unload one, or raise max_loras"
+            )
+
+    async def _prove(self, name: str, directory: Path, api: Api) -> LoadedAdapter:
+        if Capability.WEIGHT_PROOF not in self._capabilities:
+            return LoadedAdapter(name)
+        held = (await api.state()).adapters.get(name)
+        if held is None or held.number is None:
+            raise EngineError(f"vLLM said that it had loaded {name!r} and does not list it")
+        return await api.prove(name, held.number, str(directory))
+
+    async def _tidy(self, api: Api) -> None:
+        """Have the worker let go of adapters that no name stands for and no request uses.
+
+        vLLM itself keeps them until their slots are wanted, and may then evict one that serves instead: that one it
+        would read again, in the middle of a step, from files that must still be there.
+        """
+        state = await api.state()
+        named = {held.number for held in state.adapters.values() if held.number is not None}
+        await api.call_workers("art_keep", json.dumps(sorted(named | state.running.keys())))
+        self._untidy = bool(state.leaving)

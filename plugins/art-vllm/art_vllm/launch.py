@@ -1,0 +1,107 @@
+"""A server of our own: its process, and what it says once it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from art_core.config import Environment, Timeouts
+from art_core.engine_server import EngineServer, listen
+from art_core.errors import EngineStartError, EngineUnavailableError
+from art_core.process import Child, ProcessError
+from art_core.protocols.engine import EngineSpec
+from art_vllm.argument import server_arguments, server_variables
+from art_vllm.failures import refusal, start_cause
+from art_vllm.options import VllmOptions
+from art_vllm.preflight import Plan, plan
+
+_log = logging.getLogger("art.engine")
+_PROGRESS_S = 10.0
+_LOG_LINES = 4000
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A server of ours that answers."""
+
+    server: EngineServer
+    api_key: str
+    hello: dict[str, Any]
+    """What `art_vllm.door` announced."""
+
+
+async def launch(options: VllmOptions, spec: EngineSpec, timeouts: Timeouts) -> Launched:
+    """Start vLLM's server and have it generate a token.
+
+    Args:
+        options: How it runs.
+        spec: What it serves.
+        timeouts: `engine_start_s` and those of `EngineServer` are used.
+
+    Raises:
+        ConfigError: It can't work here; nothing was launched.
+        EngineStartError: It did not come up; the message names the cause where the log does.
+    """
+    planned = await asyncio.to_thread(plan, options, spec, Environment.read())
+    api_key = secrets.token_urlsafe(32)
+    child, base_url = await _spawn(planned, options, spec, api_key)
+    server = EngineServer("vllm", base_url, {"Authorization": f"Bearer {api_key}"}, child, timeouts)
+    try:
+        hello = await _ready(child, timeouts.engine_start_s)
+        await _generate(server, spec.base_name, timeouts.engine_start_s)
+    except BaseException as error:
+        await child.stop(0)
+        if isinstance(error, ProcessError | EngineUnavailableError):
+            cause = start_cause(child.log_tail(_LOG_LINES)) or "see its log"
+            raise EngineStartError(f"engine 'vllm' did not start: {cause}. {error}", stage="start") from error
+        raise
+    return Launched(server, api_key, hello)
+
+
+async def _spawn(planned: Plan, options: VllmOptions, spec: EngineSpec, api_key: str) -> tuple[Child, str]:
+    # Bound here and handed over open, so that no other process can take the port in between.
+    with listen() as listener, tempfile.TemporaryFile() as file:
+        # A file without a name: neither the key nor the template shows in the process table or on disk.
+        settings = {
+            "base_model": spec.base_model,
+            "api_key": api_key,
+            "argv": server_arguments(options, spec, cuda=planned.cuda),
+            "variables": server_variables(options, spec, planned.visible, cuda=planned.cuda),
+        }
+        file.write(json.dumps(settings).encode())
+        file.seek(0)
+        fds = (listener.fileno(), file.fileno())
+        try:
+            child = await Child.launch(
+                [planned.python, "-P", "-m", "art_vllm.server", *map(str, fds)], log_path=spec.log_path, pass_fds=fds
+            )
+        except ProcessError as error:
+            raise EngineStartError(f"engine 'vllm': {error}", stage="start") from error
+        return child, f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def _ready(child: Child, timeout_s: float) -> dict[str, Any]:
+    """Wait for the server, and say now and then how far it is: it takes a minute, or several."""
+    ready, start = asyncio.ensure_future(child.ready(timeout_s)), time.monotonic()
+    try:
+        while not (await asyncio.wait({ready}, timeout=_PROGRESS_S))[0]:
+            line = next(iter(child.log_tail(1).splitlines()), "")
+            _log.info("vLLM is starting, %.0f s so far: %s", time.monotonic() - start, line)
+        _log.info("vLLM serves after %.0f s", time.monotonic() - start)
+        return ready.result()
+    finally:
+        ready.cancel()
+
+
+async def _generate(server: EngineServer, name: str, timeout_s: float) -> None:
+    """Have one token generated: some models load, and end the engine at their first request."""
+    request = {"model": name, "prompt": [0], "max_tokens": 1, "logprobs": 1}
+    response = await server.ask("POST", "/v1/completions", request, timeout_s)
+    if response.is_error:
+        raise EngineUnavailableError(str(refusal(response, "generate its first token")))

@@ -1,0 +1,64 @@
+"""What vLLM's stock worker is given besides its own methods, by its own flag ``--worker-extension-cls``.
+
+Called through ``/collective_rpc``, whose arguments are strings. An exception in such a method ends the whole engine, so
+these return it as data. They read attributes that vLLM calls private; the tests hold them for every pinned version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from art_vllm.slot import digests
+
+
+class SlotProof:
+    """Digests of slots, and slots freed; mixed into the worker, whose attributes it uses."""
+
+    model_runner: Any
+
+    def art_digest(self, adapter: str, directory: str) -> dict[str, Any]:
+        """Digest an adapter's slot as it is, and as its checkpoint's files say that it must be.
+
+        Args:
+            adapter: vLLM's number of the adapter.
+            directory: The checkpoint's, as this process sees it.
+
+        Returns:
+            ``{"slot", "expected"}``, sha256 in hex; or ``{"error"}``.
+        """
+        return _as_data(lambda: self._art_digest(int(adapter), Path(directory)))
+
+    def art_keep(self, adapters: str) -> dict[str, Any]:
+        """Let go of all adapters but some, at once rather than when their slots are wanted.
+
+        Args:
+            adapters: Numbers of those to keep, a JSON list.
+
+        Returns:
+            ``{"removed"}``, the numbers of the others; or ``{"error"}``.
+        """
+        return _as_data(lambda: self._art_keep(set(json.loads(adapters))))
+
+    def _art_digest(self, adapter: int, directory: Path) -> dict[str, Any]:
+        manager = self.model_runner.lora_manager._adapter_manager
+        if adapter not in manager.lora_index_to_id:
+            raise ValueError(f"adapter {adapter} is in no slot; the slots hold {manager.lora_index_to_id}")
+        slot, expected = digests(manager, manager.lora_index_to_id.index(adapter), directory)
+        return {"slot": slot, "expected": expected}
+
+    def _art_keep(self, kept: set[int]) -> dict[str, Any]:
+        manager = self.model_runner.lora_manager
+        gone = sorted(manager.list_adapters() - kept)
+        for adapter in gone:
+            manager.remove_adapter(adapter)
+        return {"removed": gone}
+
+
+def _as_data(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001 - raised here it would end the engine; who called raises it
+        return {"error": f"{type(error).__name__}: {error}"}

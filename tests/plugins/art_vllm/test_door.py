@@ -1,0 +1,145 @@
+"""The door before vLLM's routes. Behind it is an application that only answers; heavy tests have the real one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from art_vllm import door
+from art_vllm.door import Door
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+KEY = {"Authorization": "Bearer right"}
+PATHS = ["/health", "/v1/models", "/collective_rpc", "/sleep", "/pause", "/v1/load_lora_adapter", "/art/state", "/docs"]
+
+
+class Models:
+    """What the door asks of vLLM's own list of models."""
+
+    def __init__(self) -> None:
+        self.lora_requests: dict[str, Any] = {}
+
+    def is_base_model(self, name: str) -> bool:
+        return name == "base"
+
+    def load(self, name: str, number: int) -> None:
+        self.lora_requests[name] = SimpleNamespace(lora_int_id=number, lora_path=f"/steps/{number}")
+
+
+class Behind:
+    """Answers every path; completions wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.go.set()
+        self.models = Models()
+        self.changing: list[str] = []
+        paths = [Route(path, self.answer, methods=["GET", "POST"]) for path in ("/{path:path}",)]
+        app = Starlette(routes=paths)
+        app.state.openai_serving_models = self.models
+        app.state.engine_client = SimpleNamespace(errored=False)
+        self.state = app.state
+        self.door = Door(app)
+
+    async def answer(self, request: Request) -> Response:
+        if "lora_adapter" in request.url.path:
+            self.changing.append(request.url.path)
+            await asyncio.sleep(0)
+            self.changing.append("done")
+        await self.go.wait()
+        return JSONResponse({"body": (await request.body()).decode()})
+
+
+@pytest.fixture(autouse=True)
+def configured() -> Iterator[None]:
+    door.configure("right")
+    yield
+    door._settings.clear()
+
+
+@pytest.fixture
+async def behind() -> AsyncIterator[Behind]:
+    yield Behind()
+
+
+@pytest.fixture
+async def client(behind: Behind) -> AsyncIterator[httpx.AsyncClient]:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await behind.door({**scope, "app": SimpleNamespace(state=behind.state)}, receive, send)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://door") as client:
+        yield client
+
+
+async def state_of(client: httpx.AsyncClient) -> Any:
+    await asyncio.sleep(0)  # nothing on this way to the door waits, so others would not get their turn
+    return (await client.get("/art/state", headers=KEY)).json()
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_every_path_asks_for_the_key(client: httpx.AsyncClient, path: str) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "right"}, {"Authorization": ""}):
+        assert (await client.get(path, headers=headers)).status_code == 401
+        assert (await client.post(path, headers=headers, json={})).status_code == 401
+    assert (await client.get(path, headers=KEY)).status_code == 200
+
+
+@pytest.mark.parametrize("body", [b'{"model": ""}', b"{}", b'{"model": null}', b'{"model": 3}', b"[]", b"{", b""])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_a_request_that_names_no_model_is_404(client: httpx.AsyncClient, path: str, body: bytes) -> None:
+    response = await client.post(path, headers=KEY, content=body)
+    assert response.status_code == 404
+    assert response.json()["error"]["param"] == "model"
+
+
+async def test_a_request_passes_with_its_body_whole(client: httpx.AsyncClient) -> None:
+    text = '{"model": "base", "prompt": "' + "x" * 300_000 + '"}'
+    response = await client.post("/v1/completions", headers=KEY, content=text)
+    assert response.json()["body"] == text
+
+
+async def test_requests_are_counted_under_the_adapter_that_the_name_stood_for(
+    behind: Behind, client: httpx.AsyncClient
+) -> None:
+    behind.models.load("m@1", 4)
+    behind.go.clear()
+    names = ["m@1", "m@1", "base"]
+    calls = [asyncio.ensure_future(client.post("/v1/completions", headers=KEY, json={"model": name})) for name in names]
+    while (seen := (await state_of(client))["running"]) != {"4": 2, "0": 1}:
+        assert not any(call.done() for call in calls), seen
+    del behind.models.lora_requests["m@1"]
+    behind.models.load("m@1", 5)
+    state = await state_of(client)
+    assert state["adapters"] == {"m@1": {"id": 5, "directory": "/steps/5"}}
+    assert state["running"] == {"4": 2, "0": 1}
+    behind.go.set()
+    await asyncio.gather(*calls)
+    assert (await state_of(client)) == {**state, "running": {}, "alive": True}
+
+
+async def test_a_request_that_breaks_off_is_not_counted_any_more(behind: Behind, client: httpx.AsyncClient) -> None:
+    behind.go.clear()
+    call = asyncio.ensure_future(client.post("/v1/completions", headers=KEY, json={"model": "base"}))
+    while not (await state_of(client))["running"]:
+        assert not call.done()
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    assert (await state_of(client))["running"] == {}
+
+
+async def test_loads_and_unloads_happen_one_after_the_other(behind: Behind, client: httpx.AsyncClient) -> None:
+    paths = ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"] * 3
+    await asyncio.gather(*(client.post(path, headers=KEY, json={}) for path in paths))
+    assert behind.changing == [each for path in paths for each in (path, "done")]
+
+
+async def test_a_dead_core_shows_in_the_state(behind: Behind, client: httpx.AsyncClient) -> None:
+    behind.state.engine_client.errored = True
+    assert (await state_of(client))["alive"] is False
