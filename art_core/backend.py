@@ -21,6 +21,7 @@ from art_core.protocols.engine import Endpoint, EngineSpec, InferenceEngine
 from art_core.protocols.publisher import Publisher
 from art_core.protocols.trainer import TrainerInfo, TrainerSpec
 from art_core.recovery import Recovery, unload_strays
+from art_core.retention import Retention
 from art_core.route import Lease, RouteTable
 from art_core.run import RunDirectory
 from art_core.tier import Durable, TieredStore
@@ -41,6 +42,7 @@ class BackendSpec:
     trainer: TrainerSpec
     timeouts: Timeouts = field(default_factory=Timeouts)
     durable: Durable = "local"
+    retention: Retention = field(default_factory=Retention)
 
 
 @dataclass
@@ -109,7 +111,7 @@ async def open_backend(parts: Parts, spec: BackendSpec, observers: Observers) ->
     async with AsyncExitStack() as stack:
         stack.callback(observers.close, spec.run.name)
         stack.callback(spec.run.close)
-        store = TieredStore(spec.run, parts.store, spec.durable, spec.timeouts)
+        store = TieredStore(spec.run, parts.store, spec.durable, spec.timeouts, spec.retention)
         stack.push_async_callback(store.close)
         newest = await store.open(spec.trainer.base_model)
         stack.push_async_callback(parts.engine.stop)

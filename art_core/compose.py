@@ -12,6 +12,7 @@ from typing import Any, cast
 from art_core.capability import Capabilities
 from art_core.config import Environment, HostedOptions, PartOptions, Timeouts
 from art_core.environment import interpreter
+from art_core.errors import PluginNotFoundError
 from art_core.part import EnginePart, Part, PublisherPart, StorePart, TrainerPart, require_contract
 from art_core.plugins import Kind, Plugins
 from art_core.protocols.engine import InferenceEngine
@@ -116,6 +117,31 @@ def compose_store(selection: StoreSelection, plugins: Plugins) -> CheckpointStor
         PluginError: The named part can't be used.
     """
     return _store(select(plugins, "store", selection, Environment.read()))
+
+
+def compose_bucket(selection: StoreSelection, plugins: Plugins, bucket: str, prefix: str) -> CheckpointStore:
+    """The store that copies into a bucket: the chosen one, if it takes a bucket, else an installed one that does.
+
+    Args:
+        selection: What the caller chose; its other options (endpoint, region) hold for the bucket too.
+        plugins: Where parts are found.
+        bucket: The bucket's name.
+        prefix: What its keys begin with.
+
+    Raises:
+        PluginNotFoundError: No installed store takes a bucket.
+        ConfigError: The bucket or the prefix can't be used.
+    """
+    chosen = select(plugins, "store", selection, Environment.read())
+    others = [candidate.part for candidate in plugins.candidates("store") if candidate.unusable is None]
+    part = next((each for each in (chosen.part, *others) if "bucket" in each.options.model_fields), None)
+    if part is None:
+        raise PluginNotFoundError(
+            f"no installed store takes a bucket ({bucket!r} was given); install one: pip install art-<name>"
+        )
+    values = chosen.options.model_dump(exclude_unset=True, exclude={"url"}) if part == chosen.part else {}
+    made = cast(StorePart, part).create(part.options.parse({**values, "bucket": bucket, "prefix": prefix}))
+    return cast(CheckpointStore, made)
 
 
 def interpreter_of(part: Part, options: PartOptions, cache: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from art_core.backend import Backend, publish
 from art_core.capability import Capability
 from art_core.checkpoint import PROBE, Checkpoint, write_manifest
-from art_core.errors import RunError
+from art_core.errors import RunError, StoreError
 from art_core.policy import ProofKind, PublishedPolicy
 from art_core.preparation import prepare, warn_of_disagreement
 from art_core.proof import behaviour
@@ -73,8 +73,8 @@ async def train_step(backend: Backend, groups: Sequence[TrajectoryGroup], config
         backend.observers.publish(run.name, policy, timings.seconds)
     with _stage(timings, backend, "behaviour", step):
         metrics |= await _behaviour(backend, previous, policy, result.probe)
-    figures = _figures(policy) | backend.store.metrics()
-    return StepOutcome(policy, metrics | dict(result.metrics) | timings.metrics() | figures)
+    await _retain(backend)
+    return StepOutcome(policy, metrics | dict(result.metrics) | timings.metrics() | _figures(backend, policy))
 
 
 async def _catch_up(backend: Backend) -> PublishedPolicy:
@@ -135,9 +135,17 @@ async def _behaviour(
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
-def _figures(policy: PublishedPolicy) -> dict[str, float]:
+async def _retain(backend: Backend) -> None:
+    """Free what the retention policy lets go. The step is served by now: what can't be freed is no reason to fail."""
+    try:
+        await backend.store.retain(backend.route.current().served)
+    except StoreError as error:
+        _log.warning("old steps could not be removed: %s", error)
+
+
+def _figures(backend: Backend, policy: PublishedPolicy) -> dict[str, float]:
     spans = {f"publish/{name}_s": seconds for name, seconds in policy.seconds.items()}
-    return spans | {"publish/proved": float(policy.proof.kind is not ProofKind.NONE)}
+    return backend.store.metrics() | spans | {"publish/proved": float(policy.proof.kind is not ProofKind.NONE)}
 
 
 @contextmanager

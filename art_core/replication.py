@@ -71,6 +71,11 @@ class Replicator:
         waiting = [job.since for job in tuple(self._jobs) if job.step is not None]
         return Lag(len(waiting), time.monotonic() - waiting[0] if waiting else 0.0)
 
+    @property
+    def waiting(self) -> frozenset[int]:
+        """The steps that wait to be copied, the one under way included."""
+        return frozenset(job.step for job in tuple(self._jobs) if job.step is not None)
+
     async def entries(self) -> Sequence[StoreEntry]:
         """Make sure that the store can be used, and list what it holds of the run.
 

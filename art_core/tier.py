@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from art_core.intake import require_adapter, require_arrays
 from art_core.local_store import LocalStore
 from art_core.protocols.store import CheckpointStore, StoreEntry, content_key
 from art_core.replication import Replicator
+from art_core.retention import Retention, scores
 from art_core.run import RunDirectory, RunRecord
 from art_core.run_key import RunKey
 
@@ -37,13 +38,24 @@ class TieredStore:
         remote: The store that steps are copied to; None: the run's directory is the only place.
         durable: What a step waits for.
         timeouts: For the waits.
+        retention: What is kept.
     """
 
-    def __init__(self, run: RunDirectory, remote: CheckpointStore | None, durable: Durable, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        remote: CheckpointStore | None,
+        durable: Durable,
+        timeouts: Timeouts,
+        retention: Retention,
+    ) -> None:
         self.run = run
         self._remote = remote
         self._durable = durable
         self.timeouts = timeouts
+        self._retention = retention
+        self._steps: set[int] = set()
+        self._with_optimizer: set[int] = set()
         self._local = LocalStore()
         self._replicator: Replicator | None = None
 
@@ -64,6 +76,7 @@ class TieredStore:
             StoreError: The store can't be reached, or refuses.
         """
         stored = await self.list()
+        self._remember(each.step for each in stored)
         if self._remote is None:
             return stored[-1] if stored else None
         record = await asyncio.to_thread(self.run.record)
@@ -105,6 +118,7 @@ class TieredStore:
             StoreError: The system refuses; the run is as it was.
         """
         stored = await self._local.commit(self.run.path, checkpoint)
+        self._remember([stored.step])
         if self._replicator is not None:
             await self._replicator.copy([stored])
         return stored
@@ -129,9 +143,31 @@ class TieredStore:
             StoreError: A step to delete is protected (nothing is deleted), or the system refuses.
         """
         deleted = await self._local.delete(self.run.path, steps, protected)
+        self._steps -= set(deleted)
+        self._with_optimizer -= set(deleted)
         if self._replicator is not None and steps:
             await self._replicator.delete(steps, protected)
         return deleted
+
+    async def retain(self, protected: Collection[int]) -> None:
+        """Let go what the retention policy does not keep, of the steps that don't wait to be copied.
+
+        Args:
+            protected: Steps that are served or leased.
+
+        Raises:
+            StoreError: The system refuses.
+        """
+        waiting = self._replicator.waiting if self._replicator is not None else frozenset[int]()
+        history = await asyncio.to_thread(self.run.history) if self._retention.best is not None else []
+        found = scores(history, self._retention.best or "")
+        plan = self._retention.plan(self._steps, found, {*protected, *waiting})
+        await self.delete(plan.delete, protected)
+        if drop := (plan.drop_optimizer & self._with_optimizer) - waiting:
+            await self._local.drop_optimizer(self.run.path, drop)
+            self._with_optimizer -= drop
+            if self._replicator is not None:
+                await self._replicator.drop_optimizer(drop)
 
     def metrics(self) -> dict[str, float]:
         """How far the store is behind; empty where there is none."""
@@ -140,12 +176,19 @@ class TieredStore:
         lag = self._replicator.lag
         return {"store/lag_steps": float(lag.steps), "store/lag_s": lag.seconds}
 
+    def _remember(self, steps: Iterable[int]) -> None:
+        """Keep in mind which steps there are, so that a training step need not read ten thousand manifests."""
+        new = set(steps)
+        self._steps |= new
+        self._with_optimizer |= new
+
     async def _restore(self, replicator: Replicator, step: int, base_model: str, record: RunRecord) -> StoredCheckpoint:
         directory = self.run.stage()
         try:
             checkpoint = await replicator.fetch(step, directory)
             await asyncio.to_thread(_require_fit, checkpoint, base_model, record)
             stored = await self._local.commit(self.run.path, checkpoint)
+            self._remember([step])
         finally:
             self.run.discard(directory)
         _log.info("step %d of run %s was taken over from the store", step, record.run)

@@ -1,6 +1,6 @@
-"""``art checkpoints``: what runs have stored, and whether every byte of it is as its manifest says.
+"""``art checkpoints list``, ``show`` and ``verify``: what runs have stored, and whether every byte is as it should be.
 
-Reads only, and takes no lock: a run may go on while it is looked at.
+They read only, and take no lock: a run may go on while it is looked at.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from art_core.cli import remote
+from art_core.cli.store import JsonOption, RunOption, StoreOption
 from art_core.cli.table import megabytes, say, show
 from art_core.errors import CheckpointCorruptError, CheckpointError, ConfigError, StoreError
 
 if TYPE_CHECKING:
     from art_core.checkpoint import Manifest
 
-app = typer.Typer(help="What runs have stored. Reads only; a run may go on meanwhile.", no_args_is_help=True)
+app = typer.Typer(help="What runs have stored, on this machine and in stores.", no_args_is_help=True)
 
 PathOption = Annotated[
     Path, typer.Option("--path", help="A root of runs (.art), a run's directory, or its checkpoints directory.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 REWARD = "train/reward"
 DIGEST_LENGTH = 12
@@ -63,9 +64,15 @@ class Verified:
 
 
 @app.command(name="list")
-def list_(path: PathOption = Path(".art"), json: JsonOption = False) -> None:
+def list_(
+    path: PathOption = Path(".art"), store: StoreOption = None, run: RunOption = None, json: JsonOption = False
+) -> None:
     """List the stored steps: what their manifests say, without reading the files."""
-    found = [_listed(run, step, rewards) for run, rewards in _runs_with_rewards(path) for step in steps_of(run)]
+    if store is not None:
+        remote.list_store(store, run, json)
+        return
+    runs = [(each, rewards) for each, rewards in _runs_with_rewards(path) if run is None or is_run(each, run)]
+    found = [_listed(each, step, rewards) for each, rewards in runs for step in steps_of(each)]
     if json:
         _echo(found)
         return
@@ -74,23 +81,32 @@ def list_(path: PathOption = Path(".art"), json: JsonOption = False) -> None:
 
 
 @app.command()
-def verify(path: PathOption = Path(".art"), json: JsonOption = False) -> None:
+def verify(
+    path: PathOption = Path(".art"), store: StoreOption = None, run: RunOption = None, json: JsonOption = False
+) -> None:
     """Read every byte of every stored step. The exit code is 1 where one is not as its manifest says."""
+    if store is not None:
+        raise typer.Exit(remote.verify_store(store, run, json))
     console, done = Console(), []
-    for run in find_runs(path):
-        for step in steps_of(run):
-            if (seen := _verified(run, step)) is None:
+    for run_path in (each for each in find_runs(path) if run is None or is_run(each, run)):
+        for step in steps_of(run_path):
+            if (seen := _verified(run_path, step)) is None:
                 continue
             done.append(seen)
             if not json:
                 size = f"{seen.files} files, {megabytes(seen.size_bytes)}"
                 what = f"FAILED: {seen.problem}" if seen.problem else f"ok: {size}"
-                say(console, f"{_label(path, run)} {seen.step} {what}")
+                say(console, f"{_label(path, run_path)} {seen.step} {what}")
     if json:
         _echo(done)
     elif not done:
         say(console, f"no checkpoint in {path}")
     raise typer.Exit(1 if any(each.problem for each in done) else 0)
+
+
+def is_run(directory: Path, run: str) -> bool:
+    """Whether a directory is that of ``<project>/<run>``."""
+    return f"{directory.parent.parent.name}/{directory.name}" == run
 
 
 def find_runs(path: Path) -> list[Path]:

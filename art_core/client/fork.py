@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -11,10 +12,14 @@ from art_core.client.keyword import check_keywords
 from art_core.client.model import Model
 from art_core.client.trainable import TrainableModel
 from art_core.config import Environment
-from art_core.errors import CapabilityError, CheckpointNotFoundError, ConfigError
+from art_core.errors import CheckpointNotFoundError, ConfigError
 from art_core.fork import ForkSource, ForkTarget, find_checkpoint, fork_checkpoint
 from art_core.local_store import LocalStore
 from art_core.model_source import resolve_base_model
+from art_core.protocols.store import CheckpointStore
+from art_core.run import run_path
+from art_core.run_key import RunKey
+from art_core.transfer import find, fork_from_store, pull, push
 
 
 class ForkArgs(TypedDict, total=False):
@@ -28,10 +33,23 @@ class ForkArgs(TypedDict, total=False):
     """The newest step up to this one; None: the newest of all."""
     verbose: bool
     """Accepted and ignored: use the loggers named ``art``."""
-    from_s3_bucket: None
-    """Not implemented."""
-    prefix: None
-    """Not implemented."""
+    from_s3_bucket: str | None
+    """Bucket that holds it, instead of a directory."""
+    prefix: str | None
+    """What the bucket's keys begin with."""
+
+
+class PushArgs(TypedDict, total=False):
+    """Keywords of `_experimental_push_to_s3`."""
+
+    s3_bucket: str | None
+    """None: the store that the backend copies to."""
+    prefix: str | None
+    """What the bucket's keys begin with."""
+    verbose: bool
+    """Accepted and ignored: use the loggers named ``art``."""
+    delete: bool
+    """Delete there what is not here any more; the newest step there always stays."""
 
 
 class PullArgs(TypedDict, total=False):
@@ -43,30 +61,33 @@ class PullArgs(TypedDict, total=False):
     """An empty directory for a copy; None: the path where the checkpoint stands is returned."""
     verbose: bool
     """Accepted and ignored: use the loggers named ``art``."""
-    s3_bucket: None
-    """Not implemented."""
-    prefix: None
-    """Not implemented."""
+    s3_bucket: str | None
+    """Bucket that holds it, instead of the run's directory."""
+    prefix: str | None
+    """What the bucket's keys begin with."""
+
+
+Bucket = Callable[[str, str], CheckpointStore]
+"""Makes the store of a bucket and a prefix."""
 
 
 async def fork_model(
-    store: LocalStore, root: Path, model: TrainableModel[Any], from_model: str, options: ForkArgs
+    root: Path, bucket: Bucket, model: TrainableModel[Any], from_model: str, options: ForkArgs
 ) -> None:
     """Copy a checkpoint of another model into a new one; see `art_core.fork.fork_checkpoint`.
 
     Args:
-        store: Holds both runs.
         root: The backend's root of all runs.
+        bucket: Makes the store of a bucket that was named.
         model: The new model.
         from_model: Run name of the one that is forked.
         options: As given.
 
     Raises:
         ConfigError: A keyword is unknown, the step below 0, or the two models don't fit together.
-        CapabilityError: A keyword is not implemented.
         StoreError: There is no such checkpoint, or the system refuses.
     """
-    _check("_experimental_fork_checkpoint", options, ForkArgs.__annotations__)
+    check_keywords("_experimental_fork_checkpoint", options, ForkArgs.__annotations__, ())
     step = options.get("not_after_step")
     if step is not None and step < 0:
         raise ConfigError(f"not_after_step is {step}; allowed: 0 or more")
@@ -74,39 +95,60 @@ async def fork_model(
     base = await resolve_base_model(model.base_model, Environment.read().cache)
     lora = lora_config(model.lora_config)
     target = ForkTarget(root, model.project, model.run_name, model.base_model, base, lora)
-    await fork_checkpoint(store, ForkSource(path, project, from_model, step), target)
+    if name := options.get("from_s3_bucket"):
+        with tempfile.TemporaryDirectory(prefix="art-fork-") as scratch:
+            store = bucket(name, options.get("prefix") or "")
+            await fork_from_store(store, RunKey(project, from_model), step, target, Path(scratch))
+        return
+    await fork_checkpoint(LocalStore(), ForkSource(path, project, from_model, step), target)
 
 
-async def pull_model(store: LocalStore, root: Path, model: Model[Any], options: PullArgs) -> Path:
-    """Where a checkpoint of a model stands, or a verified copy of it.
+async def push_model(root: Path, store: CheckpointStore, model: Model[Any], options: PushArgs) -> None:
+    """Copy every step of a model into a store; what it holds already is left alone.
 
     Args:
-        store: Holds the run.
         root: The backend's root of all runs.
+        store: Where to.
         model: Registered or not.
         options: As given.
 
     Raises:
         ConfigError: A keyword is unknown.
-        CapabilityError: A keyword is not implemented.
+        StoreError: The store refuses, or holds other steps under the same numbers.
+    """
+    run, path = RunKey(model.project, model.run_name), run_path(root, model.project, model.run_name)
+    await store.check()
+    await push(store, run, path)
+    if options.get("delete"):
+        here = {each.step for each in await LocalStore().list(path)}
+        there = [each.step for each in await store.list(run)]
+        await store.delete(run, set(there[:-1]) - here, there[-1:])
+
+
+async def pull_model(root: Path, bucket: Bucket, model: Model[Any], options: PullArgs) -> Path:
+    """Where a checkpoint of a model stands, or a verified copy of it.
+
+    Args:
+        root: The backend's root of all runs.
+        bucket: Makes the store of a bucket that was named.
+        model: Registered or not.
+        options: As given.
+
+    Raises:
+        ConfigError: A keyword is unknown.
         StoreError: There is no such checkpoint, or the system refuses.
     """
-    _check("_experimental_pull_model_checkpoint", options, PullArgs.__annotations__)
+    check_keywords("_experimental_pull_model_checkpoint", options, PullArgs.__annotations__, ())
     wanted, copy = options.get("step"), options.get("local_path")
     step = None if wanted in (None, "latest") else int(wanted)
-    stored = await find_checkpoint(store, ForkSource(root, model.project, model.run_name, step))
+    if name := options.get("s3_bucket"):
+        store, run = bucket(name, options.get("prefix") or ""), RunKey(model.project, model.run_name)
+        if copy is None:
+            return (await pull(store, run, step, root)).directory
+        return (await store.fetch(run, (await find(store, run, step)).step, Path(copy))).directory
+    stored = await find_checkpoint(LocalStore(), ForkSource(root, model.project, model.run_name, step))
     if step not in (None, stored.step):
         raise CheckpointNotFoundError(
             f"step {step} of {model.name!r} is not stored; the newest before is {stored.step}"
         )
-    return stored.directory if copy is None else (await store.fetch(stored, Path(copy))).directory
-
-
-def _check(owner: str, options: Mapping[str, Any], known: Iterable[str]) -> None:
-    check_keywords(owner, options, known, ())
-    for key in ("from_s3_bucket", "s3_bucket", "prefix"):
-        if options.get(key) is not None:
-            raise CapabilityError(
-                f"{owner}({key}={options[key]!r}) is not implemented: checkpoints are read from directories only; "
-                f"leave it out, and name another path where the run is not below the backend's own"
-            )
+    return stored.directory if copy is None else (await LocalStore().fetch(stored, Path(copy))).directory

@@ -18,6 +18,7 @@ from art_core import disk
 from art_core.chat import History, as_item
 from art_core.client.account import COSTS, Account, charged, counted
 from art_core.errors import ConfigError
+from art_core.retention import scores
 from art_core.run import LogRecord, RunDirectory
 from art_core.trajectory import Trajectory, TrajectoryGroup
 
@@ -237,9 +238,5 @@ def best_step(history: Iterable[Mapping[str, Any]], metric: str) -> int | None:
         history: Lines of ``history.jsonl``.
         metric: For example ``"val/reward"``.
     """
-    values: dict[int, list[float]] = {}
-    for line in history:
-        if metric in line and math.isfinite(line[metric]):
-            values.setdefault(line["training_step"], []).append(line[metric])
-    means = {step: sum(of) / len(of) for step, of in values.items()}
+    means = scores(history, metric)
     return max(means, key=lambda step: (means[step], step), default=None)

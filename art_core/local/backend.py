@@ -21,21 +21,23 @@ from art_core.client.dev import (
     merged_config,
     validate_internal_config,
 )
-from art_core.client.fork import ForkArgs, PullArgs, fork_model, pull_model
+from art_core.client.fork import ForkArgs, PullArgs, PushArgs, fork_model, pull_model, push_model
+from art_core.client.keyword import check_keywords
 from art_core.client.model import Model
 from art_core.client.pin import pinned, pinned_step
 from art_core.client.result import LocalTrainResult
 from art_core.client.trainable import TrainableModel
-from art_core.compose import Choice, compose
+from art_core.compose import Choice, compose, compose_bucket, compose_store
 from art_core.config import Environment, Timeouts
 from art_core.errors import ConfigError, PluginNotFoundError, nearest
 from art_core.events import Observers, observe
 from art_core.local.option import FOREIGN, STEP_FIELDS, LocalBackendArgs
 from art_core.local.spec import backend_spec
-from art_core.local_store import LocalStore
 from art_core.loop import train_step
 from art_core.model_source import resolve_base_model
 from art_core.plugins import Plugins
+from art_core.protocols.store import CheckpointStore
+from art_core.retention import Retention
 from art_core.run import RunDirectory, run_path
 from art_core.selection import is_object
 from art_core.trajectory import TrajectoryGroup
@@ -199,10 +201,25 @@ class LocalBackend:
             raise ConfigError(
                 f"model {model.name!r} is registered already; fork before `await model.register(backend)`"
             )
-        await fork_model(LocalStore(), self._path, model, from_model, options)
+        await fork_model(self._path, self._bucket, model, from_model, options)
 
     async def _experimental_pull_model_checkpoint(self, model: Model[Any], **options: Unpack[PullArgs]) -> str:
-        return str(await pull_model(LocalStore(), self._path, model, options))
+        return str(await pull_model(self._path, self._bucket, model, options))
+
+    async def _experimental_push_to_s3(self, model: Model[Any], **options: Unpack[PushArgs]) -> None:
+        check_keywords("_experimental_push_to_s3", options, PushArgs.__annotations__, ())
+        bucket = options.get("s3_bucket")
+        store = self._bucket(bucket, options.get("prefix") or "") if bucket else self._store()
+        await push_model(self._path, store, model, options)
+
+    def _bucket(self, name: str, prefix: str) -> CheckpointStore:
+        return compose_bucket(self._options.get("store"), self._plugins, name, prefix)
+
+    def _store(self) -> CheckpointStore:
+        store = compose_store(self._options.get("store"), self._plugins)
+        if store is None:
+            raise ConfigError("there is no store to push to; give s3_bucket, or LocalBackend(store=…)")
+        return store
 
     async def _get_step(self, model: TrainableModel[Any]) -> int:
         return self._session(model).backend.route.current().policy.step
@@ -232,7 +249,11 @@ class LocalBackend:
         run = RunDirectory.create_or_open(self._path, model.project, model.run_name, model.base_model, lora)
         try:
             spec = backend_spec(model, config, base, lora, run, self._timeouts)
-            spec = replace(spec, durable=self._options.get("durable", "local"))
+            spec = replace(
+                spec,
+                durable=self._options.get("durable", "local"),
+                retention=self._options.get("retention") or Retention(),
+            )
             return _Session(await open_backend(parts, spec, self._observers[_key(model)]), defaults)
         except BaseException:
             run.close()

@@ -9,6 +9,7 @@ from typing import TypedDict
 
 from art_core.client.dev import EngineArgs, InitArgs, TrainerArgs
 from art_core.config import Timeouts
+from art_core.retention import Retention
 from art_core.selection import EngineSelection, PublisherSelection, StoreSelection, TrainerSelection
 from art_core.step import StepConfig
 from art_core.tier import Durable
@@ -29,6 +30,8 @@ class LocalBackendArgs(TypedDict, total=False):
     """Where steps are copied to: a name, a URL, options, a `StorePart` or a store. Default: nowhere."""
     durable: Durable
     """What `train` waits for: ``"local"``, the default, or ``"remote"``: the store holds the step, too."""
+    retention: Retention
+    """Which steps are kept; default: all, and the optimizer state of the newest two."""
     publisher: PublisherSelection
     """A name, options, a `PublisherPart`, a function of the engine and its capabilities, or a publisher."""
     observers: Sequence[object]

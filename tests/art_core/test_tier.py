@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from art_core import replication
 from art_core.base_model import BaseIdentity, base_digest
-from art_core.checkpoint import ADAPTER, Checkpoint, StoredCheckpoint, verify, write_manifest
+from art_core.checkpoint import ADAPTER, OPTIMIZER, Checkpoint, StoredCheckpoint, verify, write_manifest
 from art_core.config import LoRAConfig, Timeouts
 from art_core.errors import (
     CheckpointCorruptError,
@@ -25,6 +25,7 @@ from art_core.errors import (
 )
 from art_core.file_store import FileStore
 from art_core.local_store import LocalStore
+from art_core.retention import Retention
 from art_core.run import RunDirectory
 from art_core.run_key import RunKey
 from art_core.tier import MAX_LAG_STEPS, Durable, TieredStore
@@ -56,7 +57,8 @@ async def machine(tmp_path: Path, remote: FaultyStore) -> AsyncIterator[Machine]
     def make(name: str = "one", durable: Durable = "local", **given: Any) -> TieredStore:
         lora = given.get("lora", LoRAConfig())
         run = RunDirectory.create_or_open(tmp_path / name, KEY.project, KEY.run, "tiny", lora)
-        store = TieredStore(run, given.get("remote", remote), durable, given.get("timeouts", Timeouts(store_wait_s=10)))
+        timeouts, retention = given.get("timeouts", Timeouts(store_wait_s=10)), given.get("retention", Retention())
+        store = TieredStore(run, given.get("remote", remote), durable, timeouts, retention)
         made.append((store, run))
         return store
 
@@ -355,7 +357,7 @@ async def test_a_step_that_is_damaged_here_holds_up_no_other(
 def test_a_program_that_runs_one_event_loop_after_another(tmp_path: Path) -> None:
     run = RunDirectory.create_or_open(tmp_path / "one", "p", "r", "tiny", LoRAConfig())
     remote = FileStore(tmp_path / "remote")
-    store = TieredStore(run, remote, "remote", Timeouts())
+    store = TieredStore(run, remote, "remote", Timeouts(), Retention())
 
     async def step(number: int) -> None:
         await store.ready()
@@ -377,3 +379,58 @@ async def test_the_copy_is_the_checkpoint(machine: Machine, remote: FaultyStore,
     await store.settle()
     fetched = await remote.fetch(KEY, 5, tmp_path / "fetched")
     assert fetched == Checkpoint(tmp_path / "fetched", stored.manifest)
+
+
+def optimizers(store: TieredStore) -> list[int]:
+    """Steps on this machine that have their optimizer state."""
+    return sorted(int(path.parent.name) for path in store.run.checkpoints.glob(f"*/{OPTIMIZER}"))
+
+
+async def test_old_optimizer_state_goes_here_and_there(machine: Machine, remote: FaultyStore) -> None:
+    store = machine()
+    await store.open("tiny")
+    for step in range(5):
+        stored = await commit(store, step)
+        await copied(store)
+        await store.retain([step])
+    assert optimizers(store) == [3, 4]
+    assert [each.step for each in await store.list()] == [0, 1, 2, 3, 4]
+    for each in await store.list():
+        verify(each.directory)
+    await store.close()
+    entries = await remote.list(KEY)
+    assert [entry.step for entry in entries if not entry.dropped] == [3, 4] and len(entries) == 5
+    assert verify(stored.directory)
+
+
+async def test_what_waits_to_be_copied_loses_nothing(machine: Machine, remote: FaultyStore) -> None:
+    store = machine(retention=Retention(latest=1, optimizer=1))
+    await store.open("tiny")
+    remote.gate.clear()
+    for step in range(4):
+        await commit(store, step)
+        await store.retain([step])
+    assert optimizers(store) == [0, 1, 2, 3]
+    remote.gate.set()
+    await copied(store)
+    await store.retain([3])
+    assert [each.step for each in await store.list()] == [3]
+    await store.close()
+    assert await held(remote) == [3]
+
+
+async def test_steps_are_kept_by_number_by_metric_and_while_they_are_served(machine: Machine) -> None:
+    store = machine(remote=None, retention=Retention(latest=2, best="val/reward", every=4, optimizer=None))
+    await store.open("tiny")
+    for step in range(10):
+        await commit(store, step)
+        store.run.append_history({"training_step": step, "val/reward": -abs(step - 3)})
+    await store.retain([6])
+    assert [each.step for each in await store.list()] == [0, 3, 4, 6, 8, 9]
+    assert optimizers(store) == [0, 3, 4, 6, 8, 9]
+    again = machine("two", remote=None, retention=Retention(latest=1))
+    await again.open("tiny")
+    await commit(again, 1, 2)
+    await again.close()
+    await again.retain([])
+    assert [each.step for each in await again.list()] == [2]

@@ -13,7 +13,7 @@ from art.local import LocalBackend
 from art.utils import iterate_dataset
 from art_core.checkpoint import verify
 from art_core.config import LoRAConfig
-from art_core.errors import CapabilityError, CheckpointNotFoundError, ConfigError
+from art_core.errors import CheckpointNotFoundError, ConfigError
 from art_core.local_store import LocalStore
 from art_core.run import RunDirectory
 from tests.staged import stage_step
@@ -136,10 +136,6 @@ def check_what_was_written(runs: Path) -> None:
 async def test_what_a_fork_is_refused_for_before_anything_starts(tmp_path: Path, tiny_model: Path) -> None:
     model = art.TrainableModel(name="new", project="tests", base_model=str(tiny_model))
     backend = LocalBackend(path=tmp_path)
-    with pytest.raises(
-        CapabilityError, match=r"from_s3_bucket='bucket'\) is not implemented: checkpoints are read from directories"
-    ):
-        await backend._experimental_fork_checkpoint(model, "old", from_s3_bucket="bucket")  # type: ignore[typeddict-item]
     with pytest.raises(ConfigError, match=r"'from_modle'|'not_after'; did you mean 'not_after_step'"):
         await backend._experimental_fork_checkpoint(model, "old", not_after=3)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="not_after_step is -1; allowed: 0 or more"):
@@ -161,6 +157,4 @@ async def test_a_checkpoint_is_pulled_by_step(tmp_path: Path) -> None:
     assert (Path(copy), verify(Path(copy)).step) == (tmp_path / "copy", 1)
     with pytest.raises(CheckpointNotFoundError, match="step 2 of 'm' is not stored; the newest before is 1"):
         await backend._experimental_pull_model_checkpoint(model, step=2)
-    with pytest.raises(CapabilityError, match=r"s3_bucket='b'\) is not implemented"):
-        await backend._experimental_pull_model_checkpoint(model, s3_bucket="b")  # type: ignore[typeddict-item]
     run.close()

@@ -1,0 +1,70 @@
+"""``art checkpoints pull`` and ``push``: copies between this machine and a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic_core import to_json
+from rich.console import Console
+
+from art_core.cli.store import JsonOption, NeededRunOption, NeededStoreOption, key_of, progress, store_of, wait
+from art_core.cli.table import say
+
+if TYPE_CHECKING:
+    from art_core.run_key import RunKey
+
+RootOption = Annotated[Path, typer.Option("--path", help="Root of runs on this machine.")]
+
+
+def pull(
+    store: NeededStoreOption,
+    run: NeededRunOption,
+    step: Annotated[int | None, typer.Option(help="Which step; default: the newest.")] = None,
+    path: RootOption = Path(".art"),
+    to: Annotated[Path | None, typer.Option(help="An empty directory for the copy, instead of the run's own.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Copy a step out of a store, every byte verified; a run that is started from there goes on from it."""
+    with progress(f"pulling {run}", 1) as told:
+        directory = wait(_pull(store, key_of(run), step, path, to))
+        told(0, True)
+    typer.echo(to_json({"directory": directory}, indent=1) if json else directory)
+
+
+def push(
+    store: NeededStoreOption,
+    run: NeededRunOption,
+    step: Annotated[list[int] | None, typer.Option(help="Only this step; may be given again. Default: all.")] = None,
+    path: RootOption = Path(".art"),
+    json: JsonOption = False,
+) -> None:
+    """Copy a run's steps into a store; what it holds already is left alone. The run may go on meanwhile."""
+    copied = wait(_push(store, key_of(run), step, path))
+    if json:
+        typer.echo(to_json({"copied": copied}, indent=1))
+    else:
+        say(Console(), f"copied: {', '.join(map(str, copied)) or 'nothing, the store holds them already'}")
+
+
+async def _pull(store: str, run: RunKey, step: int | None, root: Path, to: Path | None) -> Path:
+    from art_core.transfer import find
+    from art_core.transfer import pull as pull_step
+
+    opened = store_of(store)
+    if to is None:
+        return (await pull_step(opened, run, step, root)).directory
+    return (await opened.fetch(run, (await find(opened, run, step)).step, to)).directory
+
+
+async def _push(store: str, run: RunKey, steps: list[int] | None, root: Path) -> list[int]:
+    from art_core.local_store import LocalStore
+    from art_core.run import run_path
+    from art_core.transfer import push as push_steps
+
+    opened, path = store_of(store), run_path(root, run.project, run.run)
+    await opened.check()
+    count = len(await LocalStore().list(path)) if steps is None else len(steps)
+    with progress(f"pushing {run}", count) as told:
+        return await push_steps(opened, run, path, steps, told)

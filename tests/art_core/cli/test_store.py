@@ -1,0 +1,117 @@
+"""``art checkpoints`` between this machine and a store; the store is the file one, on another directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from art_core.checkpoint import ADAPTER, OPTIMIZER, verify
+from art_core.cli import app
+from art_core.config import LoRAConfig
+from art_core.errors import CheckpointNotFoundError, ConfigError, RunLockedError, StoreError
+from art_core.local_store import LocalStore
+from art_core.run import RunDirectory
+from tests.staged import stage_step
+
+
+@pytest.fixture
+async def root(tmp_path: Path) -> Path:
+    """A root with run ``p/r``, five steps; nobody trains it."""
+    run = RunDirectory.create_or_open(tmp_path / "root", "p", "r", "tiny", LoRAConfig())
+    for step in range(5):
+        await LocalStore().commit(run.path, stage_step(run.path, step))
+        run.append_history({"training_step": step, "val/reward": -abs(step - 1)})
+    run.close()
+    return tmp_path / "root"
+
+
+def run(root: Path, command: str, *arguments: str) -> Result:
+    path = () if "--store" in arguments and command in ("list", "verify") else ("--path", str(root))
+    return CliRunner().invoke(app, ["checkpoints", command, *arguments, *path], catch_exceptions=True)
+
+
+def data(root: Path, command: str, *arguments: str) -> Any:
+    done = run(root, command, *arguments, "--json")
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return json.loads(done.stdout)
+
+
+def steps(root: Path) -> list[int]:
+    return sorted(int(path.name) for path in (root / "p/models/r/checkpoints").iterdir())
+
+
+def test_push_list_verify_show_and_pull(root: Path, tmp_path: Path) -> None:
+    store = ("--store", (tmp_path / "store").as_uri())
+    assert data(root, "push", "--run", "p/r", *store, "--step", "1", "--step", "3") == {"copied": [1, 3]}
+    assert data(root, "push", "--run", "p/r", *store) == {"copied": [0, 2, 4]}
+    assert "nothing, the store holds them already" in run(root, "push", "--run", "p/r", *store).stdout
+    assert [each["step"] for each in data(root, "list", *store)] == [0, 1, 2, 3, 4]
+    assert data(root, "list", *store, "--run", "p/other") == []
+    assert run(root, "verify", *store).stdout.count(" ok: ") == 5
+    shown = data(root, "show", "3", "--run", "p/r", *store)
+    assert shown == data(root, "show", "3", "--run", "p/r")
+    assert (shown["manifest"]["step"], shown["dropped"]) == (3, [])
+    assert "trained from" in run(root, "show", "3", "--run", "p/r").stdout
+
+    for arguments, step in (((), 4), (("--step", "2"), 2)):
+        done = data(tmp_path / "fresh", "pull", "--run", "p/r", *store, *arguments)
+        assert Path(done["directory"]) == tmp_path / "fresh" / "p/models/r/checkpoints" / f"{step:04d}"
+        assert verify(Path(done["directory"])).step == step
+    copy = data(root, "pull", "--run", "p/r", *store, "--to", str(tmp_path / "copy"))
+    assert verify(Path(copy["directory"])).step == 4
+    missing = run(root, "pull", "--run", "p/r", *store, "--step", "9")
+    assert isinstance(missing.exception, CheckpointNotFoundError)
+    assert "no step 9 of run p/r; its steps: 0, 1, 2, 3, 4" in str(missing.exception)
+
+
+def test_verify_finds_what_is_damaged_in_a_store(root: Path, tmp_path: Path) -> None:
+    store = ("--store", (tmp_path / "store").as_uri())
+    run(root, "push", "--run", "p/r", *store)
+    path = tmp_path / "store/p/models/r/checkpoints/0002" / ADAPTER
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    done = run(root, "verify", *store)
+    assert done.exit_code == 1
+    (line,) = (line for line in done.stdout.splitlines() if "FAILED" in line)
+    assert line.startswith("p/r 0002 FAILED: ") and ADAPTER in line
+
+
+@pytest.mark.parametrize("where", ["here", "in a store"])
+def test_delete_and_gc(root: Path, tmp_path: Path, where: str) -> None:
+    store = ("--store", (tmp_path / "store").as_uri()) if where == "in a store" else ()
+    run(root, "push", "--run", "p/r", "--store", (tmp_path / "store").as_uri())
+    place = tmp_path / "store" if store else root
+    assert data(root, "delete", "--run", "p/r", *store, "--step", "0")["deleted"] == [0]
+    assert isinstance(run(root, "delete", "--run", "p/r", *store, "--step", "4").exception, StoreError)
+    assert steps(place) == [1, 2, 3, 4]
+    rules = ("gc", "--run", "p/r", *store, "--keep", "latest=1", "--keep", "best=val/reward", "--keep", "optimizer=1")
+    planned = data(root, *rules, "--dry-run")
+    assert (planned["deleted"], planned["optimizer_dropped"], steps(place)) == ([2, 3], [1], [1, 2, 3, 4])
+    done = data(root, *rules)
+    assert (done["deleted"], done["optimizer_dropped"], done["dry_run"]) == ([2, 3], [1], False)
+    assert steps(place) == [1, 4]
+    assert not (place / "p/models/r/checkpoints/0001" / OPTIMIZER).exists()
+    assert verify(place / "p/models/r/checkpoints/0001").step == 1
+    assert data(root, "gc", "--run", "p/r", *store)["deleted"] == []
+
+
+def test_what_is_refused(root: Path) -> None:
+    for arguments, message in (
+        (("gc", "--run", "p/r", "--keep", "newest=3"), "rule is 'newest=3'; allowed: latest=K"),
+        (("gc", "--run", "p/r", "--keep", "latest=many"), "rule is 'latest=many'"),
+        (("gc", "--run", "p/r", "--keep", "latest=0"), "retention latest is 0"),
+        (("gc", "--run", "p/r", "--keep", "best=val/other"), "has 'val/other'; name a metric that was logged"),
+        (("gc", "--run", "r"), "give <project>/<run>"),
+        (("push", "--run", "p/r", "--store", "file"), "holds no copies: give a URL"),
+    ):
+        done = run(root, *arguments)
+        assert isinstance(done.exception, ConfigError) and message in str(done.exception), done.exception
+    holder = RunDirectory.create_or_open(root, "p", "r", "tiny", LoRAConfig())
+    assert isinstance(run(root, "gc", "--run", "p/r").exception, RunLockedError)
+    holder.close()
