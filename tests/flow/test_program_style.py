@@ -7,11 +7,14 @@ on what is learned here.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from openai import AsyncOpenAI
 
@@ -193,3 +196,47 @@ async def test_another_client_at_the_same_address(bench: Bench) -> None:
     )
     steps = [(await bench.backend.train(model, batch, learning_rate=1e-6)).step async for batch in batches]
     assert steps == [steps[0], steps[0] + 1]
+
+
+SCRIPT = """
+import asyncio, sys
+import art
+from art.local import LocalBackend
+
+async def rollout(model, reward):
+    trajectory = art.Trajectory(messages_and_choices=[{"role": "user", "content": "Hi"}], reward=reward)
+    completion = await model.openai_client().chat.completions.create(
+        model=model.get_inference_name(), messages=trajectory.messages(), max_tokens=3
+    )
+    trajectory.messages_and_choices.append(completion.choices[0])
+    return trajectory
+
+async def main(backend):
+    model = art.TrainableModel(name="agent", project="style", base_model=sys.argv[1])
+    await model.register(backend)
+    groups = await art.gather_trajectory_groups([art.trajectory_group(rollout(model, r) for r in (0.0, 1.0))])
+    print((await backend.train(model, groups)).step)
+
+async def inside():
+    with LocalBackend(path=".art") as backend:
+        await main(backend)
+
+if sys.argv[2] == "outside":
+    with LocalBackend(path=".art") as backend:
+        asyncio.run(main(backend))
+else:
+    asyncio.run(inside())
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("where", ["outside", "inside"])
+def test_a_plain_with_outside_or_inside_the_event_loop(tmp_path: Path, tiny_model: Path, where: str) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "script.py", str(tiny_model), where]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (0, "1\n", False), done.stderr
+    left = [
+        process.pid for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info["cmdline"])
+    ]
+    assert left == []

@@ -67,3 +67,14 @@ def test_the_programs_do_what_their_page_says(tmp_path: Path) -> None:
     assert told["lease.py"].strip() == "quiz@8"
     assert "groups were judged" in told["judge.py"]
     assert "16 trajectories" in told["history.py"]
+
+
+@pytest.mark.heavy
+def test_the_programs_pass_a_strict_type_check(tmp_path: Path) -> None:
+    """The names that users import are typed: `py.typed`, and no `Any` where a rollout is written."""
+    files = {name: code for page in PAGES for name, code in programs(page).items() if name}
+    for name, code in files.items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", "--config-file", "", *files]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
