@@ -51,7 +51,9 @@ Tools: TypeAlias = list[Tool]
 class Record(BaseModel):
     """Dumps without defaults, so that an empty list or a reward of 0.0 does not stand on the wire."""
 
-    model_config = ConfigDict(ser_json_inf_nan="strings")  # else NaN would be written as null, which is no reward
+    # NaN would be written as null otherwise, which is no reward; validators are built when the first one is needed, so
+    # that `import art` need not wait for them
+    model_config = ConfigDict(ser_json_inf_nan="strings", defer_build=True)
 
     def model_dump(self, **options: Any) -> dict[str, Any]:
         """As pydantic's, defaults dropped unless ``exclude_defaults=False`` is given."""
@@ -76,6 +78,7 @@ class History(Record):
 class ChatCompletionsExchange(BaseModel):
     """One request to a chat endpoint, and its answer."""
 
+    model_config = ConfigDict(defer_build=True)
     request: dict[str, Any]
     """The JSON body that was sent."""
     response: ChatCompletion
@@ -92,7 +95,7 @@ class ChatCompletionsExchange(BaseModel):
 class TrajectoryExchanges(BaseModel):
     """What was recorded, by protocol, each in order. False where nothing was."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
     chat_completions: list[ChatCompletionsExchange] = []
 
     def __bool__(self) -> bool:

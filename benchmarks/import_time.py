@@ -2,7 +2,8 @@
 
 Fresh interpreters, alternating: one imports `art`, the other the very modules of other distributions that `import art`
 loads, in the order in which it loads them. Each times its imports itself, so starting Python is left out; bytecode
-is cached, as after an installation. What `art` and `art_core` cost is the difference.
+is cached, as after an installation. What `art` and `art_core` cost is the difference. Beside the wall time stands the
+processor time, which other programs on the machine disturb less.
 
     python benchmarks/import_time.py [--runs 15]
 
@@ -29,10 +30,10 @@ print(*[m for m in new if m.partition(".")[0] not in ours | sys.stdlib_module_na
 TIMED = """
 import sys, time
 names = sys.argv[1].split()
-start = time.perf_counter()
+start, used = time.perf_counter(), time.process_time()
 for name in names:
     __import__(name)
-print(time.perf_counter() - start)
+print(time.perf_counter() - start, time.process_time() - used)
 """
 
 
@@ -45,19 +46,24 @@ def measure(runs: int) -> dict[str, object]:
     """Time both, in turns."""
     modules = output(LOADED).split()
     programs = {"art": "art", "dependencies": " ".join(modules)}
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    walls: dict[str, list[float]] = {name: [] for name in programs}
+    cpus: dict[str, list[float]] = {name: [] for name in programs}
     for run in range(runs + 1):
         for name, imported in programs.items():
-            taken = float(output(TIMED, imported))
+            wall_s, cpu_s = map(float, output(TIMED, imported).split())
             if run:  # the first of each only fills the caches
-                seconds[name].append(taken)
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+                walls[name].append(wall_s)
+                cpus[name].append(cpu_s)
+    medians = {name: statistics.median(taken) for name, taken in walls.items()}
+    cpu = {name: statistics.median(taken) for name, taken in cpus.items()}
     return {
         "benchmark": "import_time",
         "runs": runs,
         "art_ms": round(1000 * medians["art"], 1),
         "dependencies_ms": round(1000 * medians["dependencies"], 1),
         "ratio": round(medians["art"] / medians["dependencies"], 3),
+        "art_cpu_ms": round(1000 * cpu["art"], 1),
+        "cpu_ratio": round(cpu["art"] / cpu["dependencies"], 3),
         "modules": len(modules),
         "distributions": sorted({module.partition(".")[0] for module in modules}),
         "python": platform.python_version(),
