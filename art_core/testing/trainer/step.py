@@ -6,21 +6,56 @@ import asyncio
 import math
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from art_core.batch import TrainBatch
 from art_core.checkpoint import ADAPTER
-from art_core.errors import BatchError, NonFiniteLossError
+from art_core.errors import BatchError, CapabilityError, NonFiniteLossError
 from art_core.step import PROBE_SEQUENCES, PROBE_TOKENS, Probe
 from art_core.testing.batch import BatchShape, make_batch, with_advantages, with_token
 from art_core.testing.promise import promised, refused
 from art_core.testing.trainer.bench import LARGE, TrainerBench, TrainerCase
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ppo": {"loss_fn": "ppo", "epsilon": 0.1},
+    "sequence ratios": {"importance_sampling_level": "sequence"},
+    "mean ratios": {"importance_sampling_level": "average"},
+    "geometric mean ratios": {"importance_sampling_level": "geometric_average"},
+    "bounded ratios": {"max_negative_advantage_importance_sampling_weight": 0.5},
+    "masked ratios": {"mask_prob_ratio": True, "epsilon": 0.1, "epsilon_high": 0.1},
+    "tau": {"kimi_k2_tau": 0.5},
+    "own old logprobs": {"precalculate_logprobs": True},
+    "truncated weights": {"precalculate_logprobs": True, "truncated_importance_sampling": 0.5},
+    "KL penalty": {"kl_penalty_coef": 1.0},
+    "KL penalty of samples": {"kl_penalty_coef": 1.0, "kl_penalty_source": "sample"},
+    "several updates": {"update_sequences": 2},
+    "rate by trajectories": {"num_trajectories_learning_rate_multiplier_power": -1.0},
+}
+"""Options of a step that change what is learned, each with a value that must show."""
+
 
 class TrainerSteps(TrainerCase):
     """Tests of `step`."""
+
+    @pytest.mark.parametrize("option", OPTIONS)
+    async def test_an_option_is_followed_or_refused(self, bench: TrainerBench, option: str) -> None:
+        """No field of the config is left out in silence: the step differs, or is a CapabilityError before any work."""
+        await bench.trainer.step(bench.batch(), LARGE)
+        before = await bench.state()
+        try:
+            await bench.trainer.step(bench.batch(1), replace(LARGE, **OPTIONS[option]))
+        except CapabilityError:
+            promised(await bench.state() == before, f"a step refused for {option} leaves weights and optimizer")
+            return
+        followed = await bench.state()
+        await bench.reset()
+        await bench.trainer.step(bench.batch(), LARGE)
+        await bench.trainer.step(bench.batch(1), LARGE)
+        promised(await bench.state() != followed, f"a step follows the config: {option}", "the same bits as without")
 
     async def test_a_step_changes_the_adapter_and_says_so(self, bench: TrainerBench) -> None:
         """A batch with advantages makes one optimizer step: `updated`, other weights, other logprobs."""
