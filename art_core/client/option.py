@@ -99,15 +99,35 @@ class EngineArgs(TypedDict, total=False):
 
 
 class TrainerArgs(TypedDict, total=False):
-    """How the trainer works; the first seven are defaults of every step."""
+    """How the trainer works; those up to `logprob_chunk_tokens` are defaults of every step: `StepConfig`'s fields."""
 
     learning_rate: float
+    loss_fn: Literal["cispo", "ppo"]
+    epsilon: float | None
+    epsilon_high: float | None
+    importance_sampling_level: Literal["token", "sequence", "average", "geometric_average"]
+    max_negative_advantage_importance_sampling_weight: float | None
+    mask_prob_ratio: bool
+    kimi_k2_tau: float | None
+    precalculate_logprobs: bool
+    truncated_importance_sampling: float | None
+    allow_training_without_logprobs: bool
+    scale_rewards: bool
+    advantage_balance: float
+    kl_penalty_coef: float
+    kl_penalty_source: Literal["current_learner", "sample"]
+    kl_penalty_reference_step: int | None
+    kl_ref_adapter_path: str | None
+    update_sequences: int | None
+    num_trajectories_learning_rate_multiplier_power: float
+    scale_learning_rate_by_reward_std_dev: bool
+    max_grad_norm: float
     weight_decay: float
     adam_beta1: float
     adam_beta2: float
     adam_epsilon: float
-    max_grad_norm: float
     microbatch_tokens: int
+    logprob_chunk_tokens: int
     lr_scheduler_type: str
     warmup_ratio: float
     warmup_steps: int

@@ -28,13 +28,14 @@ def test_the_import_contracts_are_kept() -> None:
 def test_the_contracts_cover_every_plugin_and_excuse_nothing() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     section = tomllib.loads(text)["tool"]["importlinter"]
-    layers, no_plugin, only_names, only_contracts = section["contracts"]
+    layers, no_plugin, only_names, only_contracts, no_model = section["contracts"]
     packages = plugin_packages()
     assert packages
     assert packages <= set(section["root_packages"])
     assert packages <= set(no_plugin["forbidden_modules"])
     assert packages <= set(only_names["forbidden_modules"])
     assert packages == set(only_contracts["source_modules"])
+    assert "transformers" in no_model["forbidden_modules"]
     assert layers["exhaustive"] is True
     assert not [layer for layer in layers["layers"] if layer.startswith("(")], "an optional layer is a room not there"
     assert not [contract["name"] for contract in section["contracts"] if "ignore_imports" in contract]

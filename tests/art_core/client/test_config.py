@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
 
 from art_core.client.config import LocalTrainArgs, LoRAConfig, TrainConfig, lora_config, step_config
+from art_core.client.option import TrainerArgs
 from art_core.config import LoRAConfig as AdapterShape
 from art_core.errors import ConfigError
 from art_core.step import StepConfig
@@ -107,6 +108,11 @@ def test_every_keyword_has_an_effect_or_is_named_here() -> None:
     renamed = {"packed_sequence_length", "logprob_calculation_chunk_size", "grad_accumulation_sequences"}
     own = set(asdict(StepConfig()))
     assert set(REFERENCE) - own == fixed | ignored | renamed | {"normalize_advantages"}
+
+
+def test_the_run_s_defaults_are_typed_field_by_field() -> None:
+    names = [field.name for field in fields(StepConfig)]
+    assert list(TrainerArgs.__annotations__)[: len(names)] == names
 
 
 def test_the_older_config_names_keywords_of_train() -> None:
