@@ -1,6 +1,6 @@
 """Random kills of whole lives: one victim after the other, each going on where the last one was killed.
 
-    python -m tests.faults.campaign [--parts small|torch] [--kills 1000] [--seed N]
+    python -m tests.faults.campaign [--parts small|copying|torch] [--kills 1000] [--seed N]
 
 Every victim is forked from this warm process and killed by SIGKILL: before or after a call that changes a file, on
 entering or leaving a stage of a step or a part of a publication, or at a random instant. The kinds of points are chosen
@@ -12,6 +12,9 @@ alike, so that rare calls are struck as often as frequent ones. After every kill
 - state, history and logged trajectories are whole;
 - no process of the victim's is left, and nothing in the directory of temporary files;
 - the next victim resumes at the newest listed step.
+
+With ``--parts copying`` every step is also copied to a store while the next ones are made. The store holds no torn step
+either, none that is not here, and all of them once the last victim of a run has ended by itself.
 
 With ``--parts torch`` engine and trainer are the real ones on a tiny model, in processes of their own, and a kill may
 strike these too: then the victim must go on by itself. The seed is printed; the last line is one JSON document.
@@ -30,20 +33,21 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from art_core.checkpoint import verify
+from art_core.file_store import FileStore
 from art_core.local_store import LocalStore
 from art_core.run import RunDirectory, run_path
-from tests.faults.kill import Call, in_fork
-from tests.faults.life import LORA, PROJECT, RUN, SMALL_BASE, Life, real_life, small_life, teller
-from tests.faults.strike import CLIENT, INSTANT, Arms, Strike
+from art_core.run_key import RunKey
+from tests.faults.kill import Call, deadline, in_fork, reap
+from tests.faults.life import COPIES, LORA, PROJECT, RUN, SMALL_BASE, Life, copying_life, real_life, small_life, teller
+from tests.faults.strike import CLIENT, INSTANT, Arms, Strike, Told
 from tests.faults.warm import forked_children
 
 STEPS_A_LIFE = 3
@@ -66,37 +70,8 @@ class Victim:
     """Points besides those of every victim."""
     roles: Mapping[str, str] = field(default_factory=dict)
     """Module of a child process to its role."""
-
-
-@dataclass
-class Told:
-    """What a victim said."""
-
-    opened: int | None = None
-    training: int | None = None
-    served: int | None = None
-    errors: list[str] = field(default_factory=list)
-    points: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    struck_s: float | None = None
-    """When it was killed, on the clock of `time.monotonic`."""
-
-    def take(self, line: str) -> None:
-        """One line of its."""
-        word, _, value = line.partition(" ")
-        match word:
-            case "open":
-                self.opened = int(value)
-            case "training":
-                self.training = int(value)
-            case "served":
-                self.served = int(value)
-            case "error":
-                self.errors.append(value)
-            case "point":
-                role, _, kind = value.partition(" ")
-                self.points[role][kind] += 1
-            case "struck":
-                self.struck_s = time.monotonic()
+    copies: bool = False
+    """Whether steps are copied to a store."""
 
 
 class Campaign:
@@ -124,10 +99,10 @@ class Campaign:
         self._life_s = time.monotonic() - start
         self._points[False] = self._live(path, STEPS_A_LIFE, None).points
         steps = STEPS_A_LIFE * LIVES_A_RUN
-        told = self._live(path, steps - 2 * STEPS_A_LIFE, Strike(CLIENT, "never"))
-        assert told.served == steps, told
+        told = self._live(path, steps - STEPS_A_LIFE, Strike(CLIENT, "never"))
+        assert told.served == steps + STEPS_A_LIFE, told
         self._reference = [files for _, files in self._listed(path)]
-        assert len(self._reference) == steps + 1
+        assert len(self._reference) == steps + STEPS_A_LIFE + 1
 
     def run(self, kills: int) -> None:
         """Kill so many, each checked."""
@@ -137,8 +112,11 @@ class Campaign:
             for _ in range(LIVES_A_RUN):
                 newest = self._kill(path, newest)
                 if self.kills.total() == kills:
-                    return
+                    break
+            self._end(path, newest)
             shutil.rmtree(path)
+            if self.kills.total() == kills:
+                return
 
     def _kill(self, path: Path, before: int | None) -> int | None:
         strike = self._choose(self._points[before is None])
@@ -155,6 +133,13 @@ class Campaign:
         self.figures["steps"] += (newest or 0) - (before or 0)
         self.figures["errors answered"] += len(told.errors)
         return newest
+
+    def _end(self, path: Path, newest: int | None) -> None:
+        """The last victim ends by itself; then nothing is left but what there should be."""
+        self._check(path, newest, self._live(path, STEPS_A_LIFE, Strike(CLIENT, "never")), killed=False)
+        if self._victim.copies:
+            asyncio.run(FileStore(path / COPIES).sweep(RunKey(PROJECT, RUN), 0))
+        assert list(path.rglob(".*")) == []
 
     def _choose(self, points: Points) -> Strike:
         role = self._random.choice(sorted(points))
@@ -210,8 +195,12 @@ class Campaign:
         run = RunDirectory.create_or_open(path, PROJECT, RUN, self._victim.base_model, LORA)
         run.close()
         self._check_log(run, most)
-        assert [file for file in path.rglob(".*")] == []
+        assert list((path / PROJECT).rglob(".*")) == []
         assert list(self._temporary.iterdir()) == []
+        if self._victim.copies:
+            copied = self._listed(path / COPIES)
+            assert copied == listed[: len(copied)]
+            assert killed or copied == listed
         return newest
 
     def _check_log(self, run: RunDirectory, most: int) -> None:
@@ -223,34 +212,15 @@ class Campaign:
             assert data[:4] == data[-4:] == b"PAR1", file
 
 
-@contextmanager
-def deadline(seconds: float, what: str) -> Iterator[None]:
-    """Raise where the block takes longer."""
-
-    def late(*_: object) -> None:
-        raise TimeoutError(f"{what} after {seconds:g} s")
-
-    signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def reap() -> None:
-    """Wait for every process below this one."""
-    try:
-        while True:
-            os.waitpid(-1, 0)
-    except ChildProcessError:
-        return
-
-
 def small(root: Path) -> Victim:
     """Engine and trainer in the victim's own process."""
     import_module("pyarrow.parquet")  # what `write_log` imports late
     return Victim(small_life, SMALL_BASE)
+
+
+def copying(root: Path) -> Victim:
+    """As small, and every step is copied."""
+    return replace(small(root), life=copying_life, copies=True)
 
 
 def torch(root: Path) -> Victim:
@@ -272,7 +242,7 @@ def torch(root: Path) -> Victim:
     return Victim(real_life(model), str(model), calls, roles)
 
 
-PARTS: Mapping[str, Callable[[Path], Victim]] = {"small": small, "torch": torch}
+PARTS: Mapping[str, Callable[[Path], Victim]] = {"small": small, "copying": copying, "torch": torch}
 
 
 def main() -> None:

@@ -141,3 +141,27 @@ def refusing(point: int, number: int, calls: Sequence[Call] = DISK) -> Iterator[
 
     with hooked(act, calls):
         yield failed
+
+
+@contextmanager
+def deadline(seconds: float, what: str) -> Iterator[None]:
+    """Raise where the block takes longer."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"{what} after {seconds:g} s")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def reap() -> None:
+    """Wait for every process below this one."""
+    try:
+        while True:
+            os.waitpid(-1, 0)
+    except ChildProcessError:
+        return

@@ -1,6 +1,7 @@
 """What a victim does until it is killed: opens the run, makes steps, logs, and says where it is.
 
-Two lives of the same shape. `small_life` holds engine and trainer in its own process and takes tenths of a second.
+Lives of one shape. `small_life` holds engine and trainer in its own process and takes tenths of a second; in
+`copying_life` every step is copied to a store in the background.
 `real_life` is a program of a user's, on the torch engine and trainer in processes of their own.
 
 A life says, a line each: ``open <step>`` with the step that it resumed at, ``training <step>`` before each step,
@@ -21,9 +22,11 @@ from art_core.backend import Backend, BackendSpec, open_backend
 from art_core.config import LoRAConfig, Timeouts
 from art_core.errors import RunError
 from art_core.events import Observers
+from art_core.file_store import FileStore
 from art_core.loop import train_step
 from art_core.plugins import Plugins
 from art_core.protocols.engine import EngineSpec
+from art_core.protocols.store import CheckpointStore
 from art_core.protocols.trainer import TrainerSpec
 from art_core.run import RunDirectory
 from art_core.step import StepConfig
@@ -35,7 +38,7 @@ Say = Callable[..., None]
 Life = Callable[[Path, int, Say], Awaitable[None]]
 """Takes the root of all runs, how many steps to make, and whom to tell."""
 
-PROJECT, RUN, SMALL_BASE = "faults", "victim", "bigram"
+PROJECT, RUN, SMALL_BASE, COPIES = "faults", "victim", "bigram", "copies"
 LORA = LoRAConfig(rank=4, alpha=8.0)
 RATE = 1e-3
 
@@ -60,16 +63,20 @@ def teller(fd: int) -> Say:
     return say
 
 
-async def open_small(root: Path) -> Backend:
+async def open_small(root: Path, store: CheckpointStore | None = None) -> Backend:
     """A whole backend but for processes: see `small`."""
     run = RunDirectory.create_or_open(root, PROJECT, RUN, SMALL_BASE, LORA)
     engine = EngineSpec(SMALL_BASE, SMALL_BASE, LORA.rank, run.log_directory / "engine.log")
     spec = BackendSpec(RUN, run, engine, TrainerSpec(SMALL_BASE, LORA), Timeouts())
-    return await open_backend(small_parts(), spec, Observers(Plugins().manager))
+    return await open_backend(small_parts(store), spec, Observers(Plugins().manager))
 
 
-async def small_life(root: Path, steps: int, say: Say) -> None:
-    backend = await open_small(root)
+async def copying_life(root: Path, steps: int, say: Say) -> None:
+    await small_life(root, steps, say, FileStore(root / COPIES))
+
+
+async def small_life(root: Path, steps: int, say: Say, store: CheckpointStore | None = None) -> None:
+    backend = await open_small(root, store)
     model = art.TrainableModel(name=RUN, project=PROJECT, base_model=SMALL_BASE)
     model.base_path = str(root)
     say("open", backend.route.current().policy.step)

@@ -23,6 +23,7 @@ from art_core.capability import FULL, Capabilities, Capability
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER
 from art_core.compose import Parts
 from art_core.protocols.engine import Endpoint, EngineSpec
+from art_core.protocols.store import CheckpointStore
 from art_core.protocols.trainer import TrainerInfo, TrainerSpec
 from art_core.step import Probe, StepConfig, StepResult
 from tests.art_core.builtin.numpy_engine import ALPHA, RANK, VOCAB, WIDTH, Bigram, NumpyEngine, Slot, slot_of
@@ -90,8 +91,8 @@ class SmallTrainer:
         return Probe(tokens, scored, answers(before), answers(self.weights))
 
 
-def small_parts() -> Parts:
-    """Four parts, not started."""
+def small_parts(store: CheckpointStore | None = None) -> Parts:
+    """Four parts, not started; steps are copied to the store."""
     engine = SmallEngine()
     publisher = ReloadPublisher(ReloadOptions(), engine, PROVES)
-    return Parts(engine, "small", PROVES, cast(Any, SmallTrainer()), "small", None, publisher)
+    return Parts(engine, "small", PROVES, cast(Any, SmallTrainer()), "small", store, publisher)

@@ -1,4 +1,4 @@
-"""When a victim is killed, and its points: where it can be."""
+"""When a victim is killed, its points, where it can be, and what it said before."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import mmap
 import os
 import signal
 import threading
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from unittest.mock import patch
 
 from art_core.timing import Timings
@@ -92,3 +93,34 @@ class Arms:
             self._struck[0] = 1
             self._tell("struck")
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class Told:
+    """What a victim said."""
+
+    opened: int | None = None
+    training: int | None = None
+    served: int | None = None
+    errors: list[str] = field(default_factory=list)
+    points: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    struck_s: float | None = None
+    """When it was killed, on the clock of `time.monotonic`."""
+
+    def take(self, line: str) -> None:
+        """One line of its."""
+        word, _, value = line.partition(" ")
+        match word:
+            case "open":
+                self.opened = int(value)
+            case "training":
+                self.training = int(value)
+            case "served":
+                self.served = int(value)
+            case "error":
+                self.errors.append(value)
+            case "point":
+                role, _, kind = value.partition(" ")
+                self.points[role][kind] += 1
+            case "struck":
+                self.struck_s = time.monotonic()

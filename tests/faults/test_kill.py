@@ -41,5 +41,11 @@ def test_1000_kills(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.timeout(1800)
+def test_300_kills_while_steps_are_copied(capsys: pytest.CaptureFixture[str]) -> None:
+    campaign(capsys, "copying", 300, None)
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1800)
 def test_100_kills_of_client_engine_and_trainer(capsys: pytest.CaptureFixture[str]) -> None:
     campaign(capsys, "torch", 100, None)
