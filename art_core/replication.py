@@ -134,7 +134,7 @@ class Replicator:
             StoreUnavailableError: The time is over; the last error of the store is named.
             StoreError: The work has halted.
         """
-        await self._thread.call(self._wait(lag_steps, timeout_s))
+        await self._thread.call(self._wait(lambda: self.lag.steps <= lag_steps, timeout_s))
 
     async def close(self, timeout_s: float) -> None:
         """Give what waits that long, then end; what is not copied by then is found at the next start.
@@ -143,7 +143,7 @@ class Replicator:
             timeout_s: For all of it.
         """
         try:
-            await self.wait(0, timeout_s)
+            await self._thread.call(self._wait(lambda: not self._jobs, timeout_s))
         except RunError as error:
             _log.warning("%s; the next start of the run goes on with it", error)
         finally:
@@ -207,17 +207,14 @@ class Replicator:
         if self._halted is not None:
             raise self._halted
 
-    async def _wait(self, lag_steps: int, timeout_s: float) -> None:
-        def done() -> bool:
-            return self._halted is not None or self.lag.steps <= lag_steps
-
+    async def _wait(self, done: Callable[[], bool], timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(done)
+                await self._changed.wait_for(lambda: self._halted is not None or done())
         except TimeoutError as error:
             raise StoreUnavailableError(
                 f"{self.lag.steps} steps were not copied to the store within {timeout_s:g} s "
                 f"({self._problem or 'it is slow'}); they are safe on this machine and copying goes on"
             ) from error
-        if self._halted is not None and self.lag.steps > lag_steps:
+        if self._halted is not None and not done():
             raise self._halted

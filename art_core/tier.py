@@ -83,6 +83,8 @@ class TieredStore:
         replicator = self._replicator = Replicator(self._remote, RunKey(record.project, record.run))
         held = await replicator.entries()
         _require_one_history(stored, held)
+        self._steps |= {each.step for each in held}  # a machine that has lost its own keeps the store's in order too
+        self._with_optimizer |= {each.step for each in held if not each.dropped}
         newest = held[-1].step if held else -1
         if newest > (stored[-1].step if stored else -1):
             return await self._restore(replicator, newest, base_model, record)

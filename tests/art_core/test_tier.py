@@ -434,3 +434,19 @@ async def test_steps_are_kept_by_number_by_metric_and_while_they_are_served(mach
     await again.close()
     await again.retain([])
     assert [each.step for each in await again.list()] == [2]
+
+
+async def test_a_machine_that_lost_its_own_keeps_the_store_in_order(machine: Machine, remote: FaultyStore) -> None:
+    one = machine()
+    await one.open("tiny")
+    await commit(one, 0, 1, 2)
+    await copied(one)
+    await left(one)
+    two = machine("two", retention=Retention(latest=2, optimizer=1))
+    await two.open("tiny")
+    await commit(two, 3)
+    await copied(two)
+    await two.retain([])
+    await two.close()
+    entries = await remote.list(KEY)
+    assert [(entry.step, bool(entry.dropped)) for entry in entries] == [(2, True), (3, False)]
