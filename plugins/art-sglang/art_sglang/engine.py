@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,25 @@ from art_core.config import Environment, Timeouts
 from art_core.device import gpus
 from art_core.engine_server import EngineServer, listen
 from art_core.environment import interpreter
-from art_core.errors import CapabilityError, EngineError, EngineStartError, EngineUnavailableError, from_wire
+from art_core.errors import (
+    CapabilityError,
+    ConfigError,
+    EngineError,
+    EngineStartError,
+    EngineUnavailableError,
+    from_wire,
+)
 from art_core.process import Child, ProcessError
 from art_core.protocols.engine import Endpoint, EngineHealth, EngineSpec, LoadedAdapter
 from art_sglang.failures import start_error
 from art_sglang.library import ENVIRONMENT
 from art_sglang.options import SglangOptions, resolve_device, server_arguments, visible_devices
 
+_log = logging.getLogger("art.engine")
 _INFO = TypeAdapter(ModelInfo)
+_SERVER = "art_sglang.serve.server"
+_LOG_LINES = 200
+"""Searched for why a start failed; SGLang's processes each end with a long trace."""
 _CPU_VARIABLES = {
     "SGLANG_USE_CPU_ENGINE": "1",
     # Threads of a parallel region spin a few microseconds, then sleep: engine and trainer share the cores.
@@ -118,33 +130,30 @@ class SglangEngine:
         variables = await self._variables(spec, device)
         python = self._options.python or interpreter(ENVIRONMENT, Environment.read().cache)
         api_key = secrets.token_urlsafe(32)
+        _log.info("engine 'sglang' starts in %s, in about a minute; its log is %s", python, spec.log_path)
         scratch = tempfile.TemporaryDirectory(prefix="art-sglang-")
-        # Bound here and handed over open, so that no other process can take the port in between.
-        with listen() as listener, tempfile.TemporaryFile() as settings:
-            # A file without a name: neither the key nor the template shows in the process table or on disk.
-            settings.write(json.dumps(self._settings(spec, device, api_key)).encode())
-            settings.seek(0)
-            base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            fds = (listener.fileno(), settings.fileno())
-            try:
-                child = await Child.launch(
-                    [python, "-P", "-m", "art_sglang.serve.server", *map(str, fds), scratch.name],
-                    log_path=spec.log_path,
-                    env=variables,
-                    pass_fds=fds,
-                )
-            except ProcessError as error:
-                raise EngineStartError(f"engine 'sglang': {error}", stage="start") from error
-        server = EngineServer("sglang", base_url, {"Authorization": f"Bearer {api_key}"}, child, self._timeouts)
-        model = await self._model(child)
-        return _Running(server, Endpoint(base_url, api_key, model, self._options.max_loras), scratch)
+        try:
+            command = [python, "-P", "-m", _SERVER]
+            settings = self._settings(spec, device, api_key)
+            base_url, child = await _spawn(command, scratch.name, settings, spec.log_path, variables)
+            endpoint = Endpoint(base_url, api_key, await self._model(child), self._options.max_loras)
+        except BaseException:
+            scratch.cleanup()
+            raise
+        headers = {"Authorization": f"Bearer {api_key}"}
+        return _Running(EngineServer("sglang", base_url, headers, child, self._timeouts), endpoint, scratch)
 
     async def _variables(self, spec: EngineSpec, device: str) -> dict[str, str]:
-        if device == "cpu" and spec.device_ids is None:
-            return dict(_CPU_VARIABLES)
-        present, _ = await asyncio.to_thread(gpus)
-        visible = Environment.read().cuda_visible_devices
-        return {"CUDA_VISIBLE_DEVICES": visible_devices(self._options, spec.device_ids, len(present), visible)}
+        if device == "cuda":
+            present, _ = await asyncio.to_thread(gpus)
+            visible = Environment.read().cuda_visible_devices
+            return {"CUDA_VISIBLE_DEVICES": visible_devices(self._options, spec.device_ids, len(present), visible)}
+        if spec.device_ids is not None:
+            raise ConfigError(
+                f"inference_gpu_ids are {list(spec.device_ids)} and SGLang would run on the CPU: option 'device' is "
+                f"{self._options.device!r}, and the CUDA driver is asked only where it is not 'cpu'; leave the ids out"
+            )
+        return dict(_CPU_VARIABLES)
 
     def _settings(self, spec: EngineSpec, device: str, api_key: str) -> dict[str, Any]:
         return {
@@ -164,7 +173,7 @@ class SglangEngine:
         except BaseException as error:
             await child.stop(0)
             if isinstance(error, ProcessError):
-                raise start_error(error) from error
+                raise start_error(error, child.log_tail(_LOG_LINES)) from error
             raise
         if "error" in hello:
             await child.stop(0)
@@ -179,6 +188,25 @@ class SglangEngine:
         if response.is_error:
             raise from_wire(data["error"], EngineError)
         return data
+
+
+async def _spawn(
+    command: list[str], scratch: str, settings: Mapping[str, Any], log_path: Path, variables: Mapping[str, str]
+) -> tuple[str, Child]:
+    """The server's address and process."""
+    # Bound here and handed over open, so that no other process can take the port in between.
+    with listen() as listener, tempfile.TemporaryFile() as file:
+        # A file without a name: neither the key nor the template shows in the process table or on disk.
+        file.write(json.dumps(settings).encode())
+        file.seek(0)
+        fds = (listener.fileno(), file.fileno())
+        try:
+            child = await Child.launch(
+                [*command, *map(str, fds), scratch], log_path=log_path, env=variables, pass_fds=fds
+            )
+        except ProcessError as error:
+            raise EngineStartError(f"engine 'sglang': {error}", stage="start") from error
+        return f"http://127.0.0.1:{listener.getsockname()[1]}", child
 
 
 def _undeclared() -> CapabilityError:

@@ -63,11 +63,12 @@ def cause(log: str) -> str | None:
     return next((meaning for pattern, meaning in _CAUSES if re.search(pattern, log, re.IGNORECASE)), None)
 
 
-def start_error(error: ProcessError) -> EngineStartError:
+def start_error(error: ProcessError, log: str) -> EngineStartError:
     """The error of a process that ended, or did not announce itself, while it started.
 
     Args:
         error: Its message ends with the log's last lines.
+        log: More of them.
     """
-    known = cause(str(error))
+    known = cause(log)
     return EngineStartError(f"engine 'sglang' did not start: {f'{known} — ' if known else ''}{error}", stage="start")

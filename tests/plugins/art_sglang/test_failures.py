@@ -31,10 +31,12 @@ from art_core.process import ProcessDiedError
 def test_known_causes(line: str, advice: str) -> None:
     log = f"INFO: starting\n{line}\nReceived sigquit from a child process."
     assert advice in (cause(log) or "")
-    error = start_error(ProcessDiedError(f"process 7 was killed by SIGKILL; last lines of engine.log:\n{log}", -9))
+    error = start_error(ProcessDiedError(f"process 7 was killed by SIGKILL; last lines of engine.log:\n{log}", -9), log)
     assert advice in str(error) and line in str(error) and error.stage == "start"
 
 
 def test_what_is_not_known_keeps_its_log() -> None:
-    error = start_error(ProcessDiedError("process 7 ended with exit status 3; last lines of engine.log:\nboom", 3))
+    error = start_error(
+        ProcessDiedError("process 7 ended with exit status 3; last lines of engine.log:\nboom", 3), "boom"
+    )
     assert cause("boom") is None and str(error).startswith("engine 'sglang' did not start: process 7 ended")

@@ -16,11 +16,11 @@ import pytest
 from art_sglang.engine import SglangEngine
 from art_sglang.options import SglangOptions
 
-from art_core.builtin.file import FileStore
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.capability import FULL, Capabilities, Capability
 from art_core.checkpoint import StoredCheckpoint
 from art_core.errors import StaleWeightsError
+from art_core.local_store import LocalStore
 from art_core.policy import ProofKind
 from art_core.protocols.engine import EngineSpec
 from art_core.step import Probe
@@ -59,7 +59,7 @@ class Bench:
         before, after = (self._logprobs(str(max(n, 1)), tokens) for n in (number - 1, number))
         scored = tuple(np.arange(24) > 3 for _ in tokens)
         probe = Probe(tuple(tokens), scored, before, after)
-        return await FileStore().commit(self.shelf.run, self.shelf.stage(number, shape, probe))
+        return await LocalStore().commit(self.shelf.run, self.shelf.stage(number, shape, probe))
 
     def _logprobs(self, name: str, sequences: list[Any]) -> Any:
         rows = [self.reference.logprobs(name, tokens.tolist()) for tokens in sequences]
