@@ -86,8 +86,9 @@ class SglangOptions(HostedOptions):
     """Keep the key-value cache of prompts; an adapter never sees another's."""
     reasoning_parser: str | None = None
     """One of SGLang's parsers of reasoning; None: reasoning stays in the text."""
-    tool_call_parser: str | None = None
-    """One of SGLang's parsers of tool calls; None: calls stay in the text."""
+    tool_call_parser: str | None = "auto"
+    """One of SGLang's parsers of tool calls; auto: the one that the chat template speaks for. None, or a template that
+    speaks for none: a request with tools is refused."""
     server_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of SGLang by their Python names, checked against the version that runs."""
 

@@ -189,6 +189,18 @@ async def test_tokens_that_would_end_the_scheduler_are_refused(server: Server) -
     assert (await server.post("/v1/completions", prompt=[1], max_tokens=1))["model"] == BASE
 
 
+async def test_what_it_can_t_do_is_refused_and_not_passed_over(server: Server) -> None:
+    """The template knows no tools; on a CPU there is no grammar for structured output."""
+    messages, function = [{"role": "user", "content": "Hi"}], {"name": "f", "parameters": {"type": "object"}}
+    tools = [{"type": "function", "function": function}]
+    error = await server.post("/v1/chat/completions", 400, messages=messages, tools=tools)
+    assert "'tools' is not served" in error["error"]["message"]
+    await server.chat(max_tokens=1, tools=tools, tool_choice="none")
+    schema = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}
+    error = await server.post("/v1/chat/completions", 400, messages=messages, response_format=schema, max_tokens=4)
+    assert "not supported" in error["message"]
+
+
 async def test_the_request_alone_says_how_to_sample(server: Server) -> None:
     """generation_config.json has top_k = 1, which would give one token twelve times."""
     answers = await asyncio.gather(*(server.chat(max_tokens=1, temperature=1.0) for _ in range(12)))

@@ -96,6 +96,13 @@ class Front:
         """POST /v1/chat/completions."""
         body = parse(await request.body(), self._serving.config.vocab_size)
         chat = self._serving.runtime.chat
+        if body.get("tools") and body.get("tool_choice") != "none" and chat.tool_call_parser is None:
+            raise RequestError(
+                400,
+                "parameter 'tools' is not served: the chat template speaks for no parser of tool calls, and option "
+                "'tool_call_parser' names none; name one that fits the model, or send no tools",
+                param="tools",
+            )
         with ExitStack() as held:
             key = held.enter_context(self._serving.table.using(body["model"]))
             asked = _validated(ChatCompletionRequest, for_sglang(body, key, self._template_kwargs))
