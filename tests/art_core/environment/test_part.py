@@ -19,7 +19,7 @@ from art_core.config import Environment, HostedOptions, Timeouts
 from art_core.environment import create
 from art_core.errors import ConfigError, PluginContractError, PluginUnusableError, TrainerStartError
 from art_core.plugins import Plugins, check_part
-from art_core.selection import select
+from art_core.selection import Given, select
 from art_core.step import StepConfig
 from tests import numpy_trainer
 from tests.art_core.builtin.numpy_engine import NumpyEngine
@@ -90,7 +90,7 @@ async def test_a_callable_of_another_interpreter_need_not_be_importable_here(sit
     await trainer.stop()
     assert (tmp_path / "uses").read_text() == "used\n"
     assert (tmp_path / "saved" / "adapter_config.json").read_text() == '{"deep": [1]}', "python is no option of its own"
-    select(Plugins(), "trainer", "only_there:make", Environment(), {"python": sys.executable})
+    select(Plugins(), "trainer", "only_there:make", Environment(), Given({"python": sys.executable}))
 
 
 async def test_an_interpreter_without_the_library_is_refused_there(site: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_an_environment_is_called_as_its_part(site: Path) -> None:
     part = Plugins().part("trainer", "bow")
     object.__setattr__(part, "environment", None)
     check_part(part, "trainer", "bow")
-    (spec,) = Plugins().environments().values()
+    spec = Plugins().environments()["bow"]
     object.__setattr__(part, "environment", spec)
     check_part(part, "trainer", "bow")
     object.__setattr__(spec, "name", "arrow")
