@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Required, TypedDict, Unpack
@@ -35,6 +36,7 @@ DROPPED = ".dropped"
 """What is added to a dropped file's name, to name the empty file that says so."""
 
 MANIFEST_LIMIT_BYTES = 4 << 20
+_THREADS = 4
 _END = b"\n}"
 _SEAL = b',\n "manifest_sha256": "%s"\n}'
 _SEALED = re.compile(rb',\n "manifest_sha256": "([0-9a-f]{64})"\n}$')
@@ -136,7 +138,9 @@ def write_manifest(directory: Path, **fields: Unpack[ManifestFields]) -> Checkpo
     with disk.disk_errors(f"write the manifest of step {fields['step']}"):
         names = sorted(path.name for path in directory.iterdir() if path.name != MANIFEST)
         try:
-            manifest = Manifest.model_validate({**fields, "files": {name: record(directory / name) for name in names}})
+            with ThreadPoolExecutor(_THREADS, thread_name_prefix="art-hash") as threads:
+                files = dict(zip(names, threads.map(lambda name: record(directory / name), names), strict=True))
+            manifest = Manifest.model_validate({**fields, "files": files})
         except ValidationError as error:
             raise CheckpointError(f"{directory}: {_reason(error)}", stage="checkpoint") from error
         disk.write(directory / MANIFEST, manifest_bytes(manifest))
