@@ -106,6 +106,15 @@ def test_the_program_s_own_config_is_kept_whole() -> None:
     assert trainable().config is None
 
 
+def test_the_classes_take_the_types_of_config_and_state() -> None:
+    class Settings(BaseModel):
+        turns: int = 3
+
+    for kind in (TrainableModel[Settings], TrainableModel[Settings, dict[str, int]]):
+        model = kind(name="agent", project="p", base_model="b", config=Settings())
+        assert isinstance(model, TrainableModel) and model.config.turns == 3
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
