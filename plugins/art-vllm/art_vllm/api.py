@@ -119,6 +119,10 @@ class Api:
                 raise EngineError(f"engine 'vllm' could not {method}: {result['error']}")
         return results
 
+    async def numbers(self) -> set[int]:
+        """Numbers of the adapters that the workers hold."""
+        return set((await self.call_workers("list_loras"))[0])
+
     async def prove(self, name: str, number: int, directory: str) -> LoadedAdapter:
         """Digest an adapter's slot, and what its files say that it must hold.
 

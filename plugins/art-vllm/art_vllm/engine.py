@@ -16,9 +16,10 @@ from art_core.base_model import BaseIdentity, ModelInfo, base_digest
 from art_core.capability import Capabilities, Capability
 from art_core.checkpoint import StoredCheckpoint
 from art_core.config import Timeouts
-from art_core.errors import EngineError, EngineUnavailableError
+from art_core.errors import EngineError, EngineUnavailableError, StaleWeightsError
 from art_core.protocols.engine import Endpoint, EngineHealth, EngineSpec, LoadedAdapter
 from art_vllm.api import Api, State
+from art_vllm.attach import Paths, attach
 from art_vllm.launch import launch
 from art_vllm.options import VllmOptions
 
@@ -32,6 +33,7 @@ class _Running:
     endpoint: Endpoint
     sites: dict[str, Site]
     """What an adapter can change."""
+    paths: Paths
 
 
 class VllmEngine:
@@ -51,6 +53,8 @@ class VllmEngine:
         self._starting = False
         self._untidy = False
         """Whether the worker may hold adapters whose names are gone."""
+        self._asleep: int | None = None
+        """The level at which it sleeps; None: it is awake."""
 
     async def start(self, spec: EngineSpec) -> Endpoint:
         """See `InferenceEngine.start`."""
@@ -61,26 +65,26 @@ class VllmEngine:
             self._running = await self._start(spec)
         finally:
             self._starting = False
-        self._untidy = False
+        self._untidy, self._asleep = False, None
         return self._running.endpoint
 
     async def health(self) -> EngineHealth:
         """See `InferenceEngine.health`."""
-        state = await self._started().api.state()
-        adapters = {name: held.directory for name, held in state.adapters.items()}
+        running = self._started()
+        state = await running.api.state()
+        adapters = {name: running.paths.from_server(held.directory) for name, held in state.adapters.items()}
         return EngineHealth(adapters, sum(state.running.values()))
 
     async def load_adapter(self, name: str, checkpoint: StoredCheckpoint) -> LoadedAdapter:
         """See `InferenceEngine.load_adapter`."""
-        running, directory = self._started(), checkpoint.directory.absolute()
+        running, directory = self._awake(), checkpoint.directory.absolute()
         await asyncio.to_thread(read_adapter, directory, running.sites, running.spec.lora_rank)
         if self._untidy:
             await self._tidy(running.api)
         self._require_free(name, running, await running.api.state())
         self._untidy = True
-        await running.api.load(name, str(directory))
         try:
-            loaded = await self._prove(name, directory, running.api)
+            loaded = await self._load(name, running.paths.to_server(directory), running.api)
         except EngineError:
             await self.unload_adapter(name)
             raise
@@ -96,16 +100,40 @@ class VllmEngine:
 
     async def score(self, name: str, sequences: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
         """See `InferenceEngine.score`."""
-        running = self._started()
+        running = self._awake()
         return await running.api.score(name, sequences, running.endpoint.model.context_tokens)
 
     async def sleep(self, level: int) -> None:
-        """See `InferenceEngine.sleep`."""
+        """See `InferenceEngine.sleep`. Refused while requests run: vLLM would let new ones wait without end."""
         self._capabilities.require(Capability.SLEEP, "engine 'vllm'")
+        api = self._awake().api
+        if level not in (1, 2):
+            raise EngineError(f"sleep level is {level}; allowed: 1 (weights to the host) and 2 (weights dropped)")
+        if busy := sum((await api.state()).running.values()):
+            raise EngineError(f"engine 'vllm' can't sleep: {busy} requests run; let them finish first")
+        await api.sleep(level)
+        self._asleep = level
 
     async def wake(self) -> None:
-        """See `InferenceEngine.wake`."""
+        """See `InferenceEngine.wake`. Ends with a proof of every adapter's slot, where slots can be proved."""
         self._capabilities.require(Capability.SLEEP, "engine 'vllm'")
+        running, level = self._started(), self._asleep
+        if level is None:
+            return
+        api = running.api
+        await api.wake("weights")
+        if level == 2:
+            await api.call_workers("reload_weights")
+        await api.wake("kv_cache")
+        adapters = (await api.state()).adapters
+        if level == 2:
+            listed = [(name, held.number, str(held.directory)) for name, held in adapters.items()]
+            await api.call_workers("art_reload", json.dumps(listed))
+        self._asleep = None
+        for name, held in adapters.items():
+            proved = await self._prove(name, held.number, str(held.directory), api)
+            if proved.slot_digest != proved.expected_digest:
+                raise StaleWeightsError(f"engine 'vllm' woke with other weights under {name!r}; start it again")
 
     async def stop(self) -> None:
         """See `InferenceEngine.stop`."""
@@ -114,6 +142,10 @@ class VllmEngine:
             await running.api.server.stop()
 
     async def _start(self, spec: EngineSpec) -> _Running:
+        if self._options.external:
+            server, endpoint, directory = await attach(self._options, spec, self._timeouts)
+            api, paths = Api(server, self._timeouts, own=False), Paths.of(self._options.runtime)
+            return _Running(api, spec, endpoint, await asyncio.to_thread(adaptable_modules, directory), paths)
         launched = await launch(self._options, spec, self._timeouts)
         hello, directory = launched.hello, Path(launched.hello["directory"])
         model = ModelInfo(
@@ -125,12 +157,17 @@ class VllmEngine:
         )
         endpoint = Endpoint(launched.server.base_url, launched.api_key, model, self._options.max_loras)
         sites = await asyncio.to_thread(adaptable_modules, directory)
-        return _Running(Api(launched.server, self._timeouts, own=True), spec, endpoint, sites)
+        return _Running(Api(launched.server, self._timeouts, own=True), spec, endpoint, sites, Paths())
 
     def _started(self) -> _Running:
         if self._running is None:
             raise EngineUnavailableError("engine 'vllm' is not started; call start first")
         return self._running
+
+    def _awake(self) -> _Running:
+        if self._asleep is not None:
+            raise EngineError("engine 'vllm' sleeps; wake it first")
+        return self._started()
 
     def _require_free(self, name: str, running: _Running, state: State) -> None:
         if name in state.adapters or name == running.spec.base_name:
@@ -142,13 +179,26 @@ class VllmEngine:
                 f"unloaded adapters whose requests still run); unload one, or raise max_loras"
             )
 
-    async def _prove(self, name: str, directory: Path, api: Api) -> LoadedAdapter:
+    async def _load(self, name: str, directory: str, api: Api) -> LoadedAdapter:
+        proves = Capability.WEIGHT_PROOF in self._capabilities
+        before = await api.numbers() if proves and not api.own else set[int]()
+        await api.load(name, directory)
+        if not proves:
+            return LoadedAdapter(name)
+        if api.own:
+            held = (await api.state()).adapters.get(name)
+            number = None if held is None else held.number
+        else:  # a stock server does not say which number a name has: it must be the one that is new
+            new = await api.numbers() - before
+            number = new.pop() if len(new) == 1 else None
+        return await self._prove(name, number, directory, api)
+
+    async def _prove(self, name: str, number: int | None, directory: str, api: Api) -> LoadedAdapter:
         if Capability.WEIGHT_PROOF not in self._capabilities:
             return LoadedAdapter(name)
-        held = (await api.state()).adapters.get(name)
-        if held is None or held.number is None:
-            raise EngineError(f"vLLM said that it had loaded {name!r} and does not list it")
-        return await api.prove(name, held.number, str(directory))
+        if number is None:
+            raise EngineError(f"vLLM said that it had loaded {name!r}, and does not show it; load it again")
+        return await api.prove(name, number, directory)
 
     async def _tidy(self, api: Api) -> None:
         """Have the worker let go of adapters that no name stands for and no request uses.
@@ -156,6 +206,8 @@ class VllmEngine:
         vLLM itself keeps them until their slots are wanted, and may then evict one that serves instead: that one it
         would read again, in the middle of a step, from files that must still be there.
         """
+        if not api.own:
+            return  # it may hold adapters of other people's
         state = await api.state()
         named = {held.number for held in state.adapters.values() if held.number is not None}
         await api.call_workers("art_keep", json.dumps(sorted(named | state.running.keys())))

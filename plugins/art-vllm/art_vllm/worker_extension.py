@@ -42,6 +42,17 @@ class SlotProof:
         """
         return _as_data(lambda: self._art_keep(set(json.loads(adapters))))
 
+    def art_reload(self, adapters: str) -> dict[str, Any]:
+        """Read adapters again, whose slots are gone with the base's weights.
+
+        Args:
+            adapters: Name, number and directory of each, a JSON list.
+
+        Returns:
+            ``{"reloaded"}``, their numbers; or ``{"error"}``.
+        """
+        return _as_data(lambda: self._art_reload(json.loads(adapters)))
+
     def _art_digest(self, adapter: int, directory: Path) -> dict[str, Any]:
         manager = self.model_runner.lora_manager._adapter_manager
         if adapter not in manager.lora_index_to_id:
@@ -55,6 +66,15 @@ class SlotProof:
         for adapter in gone:
             manager.remove_adapter(adapter)
         return {"removed": gone}
+
+    def _art_reload(self, adapters: list[tuple[str, int, str]]) -> dict[str, Any]:
+        from vllm.lora.request import LoRARequest
+
+        manager = self.model_runner.lora_manager
+        manager.remove_all_adapters()
+        for name, number, directory in adapters:
+            manager.add_adapter(LoRARequest(name, number, directory))
+        return {"reloaded": [number for _, number, _ in adapters]}
 
 
 def _as_data(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,300 @@
+"""vLLM's own traps, and adapters loaded wrongly: one real server for them all, its worker breakable."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from art_vllm import argument
+from art_vllm.argument import argument_names, find_installed
+from art_vllm.engine import VllmEngine
+from art_vllm.options import Runtime, VllmOptions
+from art_vllm.plugin import capabilities
+
+from art_core.builtin.file import FileStore
+from art_core.builtin.reload import ReloadOptions, ReloadPublisher
+from art_core.capability import FULL, Capabilities, Capability
+from art_core.checkpoint import StoredCheckpoint
+from art_core.config import Environment
+from art_core.environment import interpreter
+from art_core.errors import ConfigError, EngineDiedError, EngineError, StaleWeightsError
+from art_core.policy import ProofKind
+from art_core.protocols.engine import Endpoint, EngineSpec
+from art_core.step import Probe
+from art_core.testing.adapter import AdapterShape
+from art_core.testing.shelf import Shelf
+from tests.plugins.art_vllm.broken_worker import FAULTS
+
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[3]
+ADMIN = ("/collective_rpc", "/sleep", "/wake_up", "/pause", "/resume", "/reset_prefix_cache", "/v1/load_lora_adapter")
+BROKEN = "tests.plugins.art_vllm.broken_worker.BrokenWorker"
+
+
+@dataclass
+class Bench:
+    engine: VllmEngine
+    endpoint: Endpoint
+    shelf: Shelf
+    client: httpx.AsyncClient
+    publisher: ReloadPublisher
+    model: Path
+    options: VllmOptions
+
+    async def break_loads(self, fault: str, other: StoredCheckpoint) -> None:
+        await self.engine._started().api.call_workers("art_break", fault, str(other.directory))
+
+    async def complete(self, name: str, tokens: int) -> Any:
+        body = {"model": name, "prompt": [5, 6, 7], "max_tokens": tokens, "ignore_eos": True, "logprobs": 1}
+        return await self.client.post("/v1/completions", json={**body, "return_token_ids": True})
+
+    async def clear(self) -> None:
+        for name in (await self.engine.health()).adapters:
+            await self.engine.unload_adapter(name)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+async def bench(
+    request: pytest.FixtureRequest, vllm_options: VllmOptions, vllm_model: Path, tmp_path_factory: Any
+) -> AsyncIterator[Bench]:
+    root = tmp_path_factory.mktemp(f"vllm-{request.param}")
+    options = vllm_options.model_copy(update={"dtype": request.param})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argument, "EXTENSION", BROKEN)
+        patch.setenv("PYTHONPATH", str(ROOT))
+        declared = Capabilities({**capabilities(options).declared, Capability.SLEEP: FULL})
+        engine = VllmEngine(options, declared)
+        endpoint = await engine.start(EngineSpec(str(vllm_model), "base", 8, root / "engine.log"))
+        headers = {"Authorization": f"Bearer {endpoint.api_key}"}
+        async with httpx.AsyncClient(base_url=endpoint.base_url, headers=headers, timeout=120) as client:
+            shelf = Shelf(root / "run", vllm_model)
+            publisher = ReloadPublisher(ReloadOptions(), engine, declared)
+            yield Bench(engine, endpoint, shelf, client, publisher, vllm_model, options)
+        await engine.stop()
+
+
+@pytest.fixture(autouse=True)
+async def empty(bench: Bench) -> None:
+    await bench.clear()
+
+
+def only_float32(bench: Bench) -> None:
+    if bench.options.dtype != "float32":
+        pytest.skip("the type makes no difference here")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_an_adapter_loaded_wrongly_is_caught_by_its_slot(bench: Bench, fault: str) -> None:
+    other, right = [await bench.shelf.store(AdapterShape(seed, rank=8)) for seed in (1, 2)]
+    await bench.publisher.publish("m@0", other)
+    await bench.break_loads(fault, other)
+    try:
+        with pytest.raises(StaleWeightsError, match="holds other weights than step"):
+            await bench.publisher.publish("m@1", right)
+        assert list((await bench.engine.health()).adapters) == ["m@0"]
+    finally:
+        await bench.break_loads("", other)
+    policy = await bench.publisher.publish("m@1", right)
+    assert policy.proof.kind is ProofKind.WEIGHTS
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_without_the_weight_proof_its_answers_catch_it(bench: Bench, fault: str) -> None:
+    """In float32. What the trainer would say of the right step is what this engine says of it, loaded rightly."""
+    only_float32(bench)
+    score_only = ReloadPublisher(ReloadOptions(), bench.engine, Capabilities({Capability.SCORE: FULL}))
+    tokens = tuple(np.random.default_rng(seed).integers(0, 250, 40).astype(np.int32) for seed in (1, 2))
+    scored = tuple(np.arange(40) > 8 for _ in tokens)
+    old = await bench.shelf.store(AdapterShape(1, rank=8))
+    truth = await bench.shelf.store(AdapterShape(2, rank=8))
+    await bench.engine.load_adapter("m@0", old)
+    await bench.engine.load_adapter("truth@0", truth)
+    before, after = [tuple(await bench.engine.score(name, tokens)) for name in ("m@0", "truth@0")]
+    await bench.engine.unload_adapter("truth@0")
+    told = [
+        tuple(np.where(where, row, 0).astype(np.float32) for where, row in zip(scored, rows, strict=True))
+        for rows in (before, after)
+    ]
+    step = bench.shelf._next
+    bench.shelf._next += 1
+    probe = Probe(tokens, scored, told[0], told[1])
+    staged = await asyncio.to_thread(bench.shelf.stage, step, AdapterShape(2, rank=8), probe)
+    right = await FileStore().commit(bench.shelf.run, staged)
+    previous = f"m@{right.manifest.parent}"
+    await bench.engine.load_adapter(previous, old)
+    await bench.break_loads(fault, old)
+    try:
+        with pytest.raises(StaleWeightsError, match="did not move as the trainer's did"):
+            await score_only.publish(f"m@{step}", right)
+    finally:
+        await bench.break_loads("", old)
+    policy = await score_only.publish(f"m@{step}", right)
+    assert policy.proof.kind is ProofKind.BEHAVIOUR
+
+
+async def test_no_false_alarm_for_the_smallest_steps(bench: Bench) -> None:
+    """200 publications, each of a neighbour of the one before."""
+    only_float32(bench)
+    for number in range(200):
+        stored = await bench.shelf.store(AdapterShape(7, rank=8, strength=0.2 + number * 5e-6))
+        policy = await bench.publisher.publish(f"m@{number}", stored)
+        assert policy.proof.kind is ProofKind.WEIGHTS
+        await bench.publisher.retract(policy)
+
+
+async def test_an_unloaded_adapter_with_requests_is_never_read_again(bench: Bench) -> None:
+    """vLLM's own engine ends when it evicts an adapter that still runs and its directory is gone."""
+    only_float32(bench)
+    leaving = await bench.shelf.store(AdapterShape(1))
+    await bench.engine.load_adapter("leaving@1", leaving)
+    calls = [asyncio.ensure_future(bench.complete("leaving@1", 480)) for _ in range(3)]
+    while (await bench.engine.health()).running_requests < 3:
+        await asyncio.sleep(0)
+    await bench.engine.unload_adapter("leaving@1")
+    shutil.rmtree(leaving.directory)
+    others = [await bench.shelf.store(AdapterShape(seed)) for seed in (2, 3, 4, 5)]
+    for number, stored in enumerate(others[:3]):
+        await bench.engine.load_adapter(f"o@{number}", stored)
+    if not any(call.done() for call in calls):
+        with pytest.raises(EngineError, match=r"4 of 4 in use \(1 of them by unloaded adapters"):
+            await bench.engine.load_adapter("o@3", others[3])
+    for call in calls:
+        answer = (await call).json()
+        assert len(answer["choices"][0]["token_ids"]) == 480
+    await bench.engine.load_adapter("o@3", others[3])
+    assert len((await bench.engine.health()).adapters) == 4
+
+
+async def test_a_sequence_as_long_as_the_context_is_scored_whole(bench: Bench) -> None:
+    only_float32(bench)
+    tokens = np.random.default_rng(1).integers(0, 250, bench.endpoint.model.context_tokens).astype(np.int32)
+    whole, shorter = await bench.engine.score("base", [tokens, tokens[:-1]])
+    assert len(whole) == len(tokens)
+    assert np.abs(whole[:-1] - shorter).max() < 1e-4
+    assert np.isfinite(whole).all() and whole[-1] < 0
+
+
+async def test_cached_prompts_are_scored_whole_and_alike(bench: Bench) -> None:
+    only_float32(bench)
+    await bench.engine.load_adapter("c@1", await bench.shelf.store(AdapterShape(1)))
+    tokens = np.random.default_rng(1).integers(0, 250, 300).astype(np.int32)
+    first = (await bench.engine.score("c@1", [tokens]))[0]
+    await bench.client.post("/v1/completions", json={"model": "c@1", "prompt": tokens.tolist(), "max_tokens": 4})
+    assert np.abs((await bench.engine.score("c@1", [tokens]))[0] - first).max() < 1e-4
+
+
+async def test_an_error_in_the_worker_is_data_and_the_engine_lives(bench: Bench) -> None:
+    only_float32(bench)
+    for arguments in (("999", "/nowhere"), ("no number", "/nowhere")):
+        with pytest.raises(EngineError, match="could not art_digest"):
+            await bench.engine._started().api.call_workers("art_digest", *arguments)
+    assert (await bench.complete("base", 1)).status_code == 200
+
+
+async def test_administrative_routes_need_the_key_and_this_machine(bench: Bench) -> None:
+    only_float32(bench)
+    async with httpx.AsyncClient(base_url=bench.endpoint.base_url) as stranger:
+        for path in ADMIN:
+            assert (await stranger.post(path, json={})).status_code == 401
+        assert (await stranger.get("/openapi.json")).status_code == 401
+    listening = [
+        each.laddr.ip
+        for process in psutil.Process().children(recursive=True)
+        for each in process.net_connections("tcp")
+        if each.status == "LISTEN" and each.laddr.port == int(bench.endpoint.base_url.rpartition(":")[2])
+    ]
+    assert set(listening) == {"127.0.0.1"}
+
+
+async def test_after_sleep_and_wake_every_slot_is_proved(bench: Bench) -> None:
+    """A CPU gives no memory back, but takes the same calls; what a GPU does with them was not seen."""
+    only_float32(bench)
+    stored = await bench.shelf.store(AdapterShape(3))
+    await bench.engine.load_adapter("s@1", stored)
+    tokens = [np.arange(20, dtype=np.int32)]
+    before = (await bench.engine.score("s@1", tokens))[0]
+    for level in (1, 2):
+        await bench.engine.sleep(level)
+        with pytest.raises(EngineError, match="sleeps; wake it first"):
+            await bench.engine.load_adapter("s@2", stored)
+        await bench.engine.wake()
+        assert np.abs((await bench.engine.score("s@1", tokens))[0] - before).max() < 1e-4
+    call = asyncio.ensure_future(bench.complete("s@1", 400))
+    while not (await bench.engine.health()).running_requests:
+        await asyncio.sleep(0)
+    with pytest.raises(EngineError, match="1 requests run; let them finish first"):
+        await bench.engine.sleep(1)
+    assert (await call).status_code == 200
+
+
+async def test_every_argument_of_ours_is_one_of_the_installed_version(bench: Bench) -> None:
+    only_float32(bench)
+    installed = find_installed(interpreter(argument_environment(), Environment.read().cache, "cpu"))
+    assert installed.cpu_build and installed.version.startswith("0.32.")
+    names = argument_names(installed)
+    words = argument.server_arguments(bench.options, EngineSpec("/m", "b", 8, Path("/l")), cuda=True)
+    ours = {word[2:].partition("=")[0].removeprefix("no-").replace("-", "_") for word in words if word[:2] == "--"}
+    assert ours <= names
+    assert set(argument._OURS) - {"model_tag"} <= names
+
+
+def argument_environment() -> Any:
+    from art_vllm.requirement import ENVIRONMENT
+
+    return ENVIRONMENT
+
+
+async def test_a_server_that_somebody_else_runs(bench: Bench, tmp_path: Path) -> None:
+    only_float32(bench)
+    runtime = Runtime(mode="external", server_url=f"{bench.endpoint.base_url}/v1", api_key=bench.endpoint.api_key)
+    options = VllmOptions(runtime=runtime, dtype="float32")
+    engine = VllmEngine(options, capabilities(options))
+    endpoint = await engine.start(EngineSpec(str(bench.model), "base", 8, tmp_path / "log"))
+    assert endpoint.model.identity == bench.endpoint.model.identity
+    assert endpoint.model.chat_template == bench.endpoint.model.chat_template
+    stored = await bench.shelf.store(AdapterShape(4))
+    loaded = await engine.load_adapter("x@1", stored)
+    assert loaded.slot_digest is None
+    assert (await engine.health()).adapters == {"x@1": stored.directory}
+    assert (await engine.score("x@1", [np.arange(9, dtype=np.int32)]))[0].shape == (9,)
+    await engine.unload_adapter("x@1")
+    await engine.stop()
+    assert (await bench.complete("base", 1)).status_code == 200
+    with pytest.raises(ConfigError, match="does not serve 'other'"):
+        await VllmEngine(options, capabilities(options)).start(
+            EngineSpec(str(bench.model), "other", 8, tmp_path / "log")
+        )
+    asks = options.model_copy(update={"runtime": runtime.model_copy(update={"worker_extension": True})})
+    with pytest.raises(ConfigError, match="does not show our worker extension"):
+        await VllmEngine(asks, capabilities(asks)).start(EngineSpec(str(bench.model), "base", 8, tmp_path / "log"))
+
+
+async def test_a_killed_core_is_found_dead_within_two_seconds(bench: Bench) -> None:
+    """Last: it ends the server. The API server lives on for seconds, so a look at its process would not do."""
+    only_float32(bench)
+    call = asyncio.ensure_future(bench.complete("base", 500))
+    while not (await bench.engine.health()).running_requests:
+        await asyncio.sleep(0)
+    family = psutil.Process(bench.engine._started().api.server.child.pid).children(recursive=True)  # type: ignore[union-attr]
+    core = next(each for each in family if "EngineCore" in " ".join(each.cmdline()))
+    os.kill(core.pid, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(EngineDiedError):
+        while time.monotonic() - start < 10:
+            await bench.engine.health()
+            await asyncio.sleep(0)
+    assert time.monotonic() - start < 2
+    assert json.loads((await call).text)["error"]["code"] == 500
