@@ -155,6 +155,8 @@ def server_arguments(options: VllmOptions, spec: EngineSpec, *, cuda: bool) -> l
         "logprobs_mode": "processed_logprobs",
         "max_logprobs": -1,
         "generation_config": "vllm",
+        "enable_auto_tool_choice": options.tool_call_parser is not None,
+        "tool_call_parser": options.tool_call_parser,
         "chat_template": spec.chat_template,
         "default_chat_template_kwargs": dict(spec.chat_template_kwargs) or None,
         "disable_access_log_for_endpoints": "/art/state",
