@@ -81,10 +81,10 @@ def the_base(loader: Any, manager: Any, other: str) -> None:
     activate = manager.activate_adapter
 
     def call(number: int) -> Any:
-        done = activate(number)
-        for module in manager.modules.values():
+        fresh = activate(number)
+        for module in manager.modules.values() if fresh else ():
             module.reset_lora(manager.lora_index_to_id.index(number))
-        return done
+        return fresh
 
     manager.activate_adapter = call
 
