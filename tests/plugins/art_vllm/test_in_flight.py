@@ -86,10 +86,11 @@ async def stream(client: httpx.AsyncClient, seed: int, max_tokens: int) -> Strea
     seen = Streamed()
     async with client.stream("POST", "/chat/completions", json=body) as response:
         assert response.status_code == 200, await response.aread()
-        async for line in response.aiter_lines():
-            if line == "data: [DONE]":
+        # not aiter_lines: it also cuts at characters that a random model is free to say inside of a JSON string
+        for line in b"".join([part async for part in response.aiter_bytes()]).split(b"\n"):
+            if line == b"data: [DONE]":
                 seen.whole = True
-            elif line.startswith("data: "):
+            elif line.startswith(b"data: "):
                 read(json.loads(line[6:]), seen)
     return seen
 
