@@ -67,8 +67,8 @@ class CompletionClient:
         headers = {"Authorization": f"Bearer {self._key}"}
         async with self._http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
             # not aiter_lines: it also cuts at characters that a random model is free to say inside of a JSON string
-            body = b"".join([part async for part in response.aiter_bytes()])
-        lines = [line.removeprefix(b"data: ") for line in body.split(b"\n") if line.startswith(b"data: ")]
+            answer = b"".join([part async for part in response.aiter_bytes()])
+        lines = [line.removeprefix(b"data: ") for line in answer.split(b"\n") if line.startswith(b"data: ")]
         promised(lines[-1:] == [b"[DONE]"], "a stream ends with [DONE]", lines[-1:])
         return [choice for line in lines[:-1] for choice in json.loads(line)["choices"]]
 

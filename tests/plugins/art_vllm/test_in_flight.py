@@ -170,7 +170,8 @@ async def test_64_streams_while_100_steps_are_published(
 async def test_8_streams_of_a_real_model_while_10_steps_are_published(
     vllm_options: VllmOptions, real_model: Path, tmp_path: Path
 ) -> None:
-    async for line in a_line(vllm_options, real_model, tmp_path):
+    larger = vllm_options.model_copy(update={"cpu_kv_cache_gib": 1.0})
+    async for line in a_line(larger, real_model, tmp_path):
         await line.publish(0, 0.01)
         answers = await run(line, streams=8, steps=10, max_tokens=24, strength=0.01)
         await check(line, answers, 24, sample=6)
