@@ -95,7 +95,8 @@ def test_the_best_part_is_one_that_can_work_here(site: Path) -> None:
     install(site, "mid", store("mid", priority=500))
     plugins = Plugins()
     assert plugins.best("store").name == "mid"
-    assert [(each.part.name, each.unusable) for each in plugins.candidates("store")] == [
+    mine = [each for each in plugins.candidates("store") if each.part.name in ("big", "mid", "file")]
+    assert [(each.part.name, each.unusable) for each in mine] == [
         ("big", "no GPU here; try: buy one"),
         ("mid", None),
         ("file", None),
