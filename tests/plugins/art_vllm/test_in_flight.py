@@ -125,7 +125,8 @@ async def run(line: Line, streams: int, steps: int, max_tokens: int, strength: f
                 warm = line.resident_bytes()
         done.set()
         await asyncio.gather(*clients)
-    assert line.resident_bytes() - warm <= DRIFT_BYTES
+    drift = line.resident_bytes() - warm
+    assert drift <= DRIFT_BYTES, f"{drift / 2**20:.1f} MiB"
     return answers
 
 
@@ -161,7 +162,10 @@ async def a_line(options: VllmOptions, model: Path, root: Path) -> AsyncIterator
 async def test_64_streams_while_100_steps_are_published(
     vllm_options: VllmOptions, vllm_model: Path, tmp_path: Path
 ) -> None:
-    async for line in a_line(vllm_options.model_copy(update={"max_num_seqs": 64}), vllm_model, tmp_path):
+    # a cache of keys and values so small that the warm-up has written every page of it: the system gives a page when
+    # it is first written, which in a larger one would look like growth for as long as the test runs
+    small = vllm_options.model_copy(update={"max_num_seqs": 64, "cpu_kv_cache_gib": 1 / 32})
+    async for line in a_line(small, vllm_model, tmp_path):
         await line.publish(0, 0.2)
         answers = await run(line, streams=64, steps=100, max_tokens=48, strength=0.2)
         await check(line, answers, 48, sample=24)
