@@ -1,0 +1,98 @@
+"""A registered model on a real engine and the torch trainer, whose engine's processes are killed one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import art
+from art.local import LocalBackend
+from art_core.backend import Backend
+from art_core.config import PartOptions
+from art_core.policy import ProofKind
+from art_core.process import Child
+from art_core.testing.family import descendants, survivors
+from tests.flow.agent import by_length, gather
+
+NOTICED_S = 2.0
+PROJECT = "faults"
+
+
+@dataclass
+class Life:
+    """A model that is served and trained."""
+
+    model: art.TrainableModel
+    door: LocalBackend
+    groups: list[art.TrajectoryGroup]
+    child: Callable[[Any], Child]
+    """The process of an engine that runs."""
+
+    @property
+    def backend(self) -> Backend:
+        return self.door._sessions[PROJECT, self.model.name].backend
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """The engine's: the server and what it started."""
+        server = psutil.Process(self.child(self.backend.engine).pid)
+        return [server, *server.children(recursive=True)]
+
+    def one(self, title: str) -> psutil.Process:
+        """The engine's process that is called so."""
+        return next(each for each in self.processes if title in " ".join(each.cmdline()))
+
+    async def noticed(self, killed: psutil.Process) -> float:
+        """Kill it, and wait until core knows and the engine has been taken down; seconds until core knew."""
+        before, start = self.processes, time.perf_counter()
+        engine: Any = self.backend.engine
+        running = engine._running
+        killed.kill()
+        while engine._running is running:
+            await asyncio.sleep(0)
+            assert time.perf_counter() - start < NOTICED_S
+        noticed_s = time.perf_counter() - start
+        assert not await survivors(before, timeout_s=15), "no process of the engine outlives another"
+        return noticed_s
+
+    async def ask(self, name: str, **fields: Any) -> Any:
+        """One completion, not tried again."""
+        messages = [{"role": "user", "content": "Hi"}]
+        client = self.model.openai_client().with_options(max_retries=0)
+        return await client.chat.completions.create(model=name, messages=messages, **{"max_tokens": 2, **fields})
+
+    async def train(self) -> int:
+        """A step, which must be proved; its number."""
+        result = await self.door.train(self.model, self.groups, learning_rate=1e-4)
+        assert result.metrics["publish/proved"] == 1.0
+        return result.step
+
+    async def whole(self) -> None:
+        """The engine holds exactly what the route serves, each step proved by its weights, and the newest answers."""
+        route = self.backend.route.current()
+        for policy in route.served.values():
+            assert policy.proof.kind is ProofKind.WEIGHTS
+        held = (await self.backend.engine.health()).adapters
+        assert dict(held) == {policy.name: policy.stored.directory for policy in route.served.values()}
+        assert (await self.ask(self.model.name)).model == route.policy.name
+
+
+@asynccontextmanager
+async def lived(
+    name: str, options: PartOptions, base_model: Path, root: Path, child: Callable[[Any], Child]
+) -> AsyncIterator[Life]:
+    """Register a model; when the block ends no process may be left."""
+    model = art.TrainableModel(name=name, project=PROJECT, base_model=str(base_model))
+    before = descendants().keys()
+    async with LocalBackend(path=root, engine=options, trainer="torch") as door:
+        await model.register(door)
+        yield Life(model, door, await gather(model, by_length), child)
+        ours = [process for pid, process in descendants().items() if pid not in before]
+    assert not await survivors(ours), "closing leaves no process"
