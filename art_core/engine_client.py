@@ -119,14 +119,20 @@ class EngineClient:
         now = self._now
         if isinstance(now, Outage):
             raise EngineUnavailableError(now.reason)
-        connection = await self._pool.take(now.origin)
-        try:
-            asked = b"%s %s%s%d\r\n\r\n" % (method.encode(), (now.path + path).encode(), now.headers, len(content))
-            connection.request(asked, content)
-            return Answer(await connection.head(), connection, self._pool, now.origin)
-        except BaseException:
-            connection.close()
-            raise
+        asked = b"%s %s%s%d\r\n\r\n" % (method.encode(), (now.path + path).encode(), now.headers, len(content))
+        while True:
+            connection = await self._pool.take(now.origin)
+            try:
+                connection.request(asked, content)
+                return Answer(await connection.head(), connection, self._pool, now.origin)
+            except EngineUnavailableError:
+                # a busy engine drops an idle connection late, with our request unread on it: not the request's fault
+                if not connection.dropped:
+                    connection.close()
+                    raise
+            except BaseException:
+                connection.close()
+                raise
 
     def retry_after_s(self) -> int | None:
         """What to tell a client whose request the engine did not answer; None: it need not ask again.

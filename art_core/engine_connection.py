@@ -107,6 +107,10 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._heard_at = 0.0
+        self._heard = False
+        self._requests = 0
+        self.dropped = False
+        """Whether the other end closed it, kept from an earlier answer, before a byte of this one came."""
 
     def request(self, head: bytes, body: bytes) -> None:
         """Send a request, on a connection that is new or whose last answer is whole.
@@ -117,6 +121,8 @@ class Connection(asyncio.Protocol):
         if self.closed:
             raise _unavailable("it closed the connection")
         self._answer = _Answer()
+        self._requests += 1
+        self._heard = False
         self._heard_at = self._loop.time()
         self._watch = self._loop.call_later(self._silence_s, self._check_silence)
         self._transport.write(head + body)
@@ -169,7 +175,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """As asyncio calls it."""
-        self._heard_at = self._loop.time()
+        self._heard, self._heard_at = True, self._loop.time()
         answer = self._answer
         try:
             answer.parser.feed_data(data)
@@ -187,6 +193,7 @@ class Connection(asyncio.Protocol):
             self._watch.cancel()
         if self._answer.headed and not self._answer.framed and error is None:
             self._answer.whole = True
+        self.dropped = self._requests > 1 and not self._heard and self._error is None
         self._fail(repr(error) if error else "it closed the connection")
 
     async def _change(self) -> None:

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from art_core.checkpoint import MANIFEST, Manifest
+from art_core.checkpoint import read_manifest
 from art_core.demo.chart import rewards_chart, speed_chart, stages_chart
 from art_core.demo.evaluation import Evaluation
 from art_core.demo.place import Place
@@ -123,7 +123,7 @@ def _row(record: Mapping[str, Any]) -> StepRow:
 
 def _environment(place: Place, seed: int, step: int) -> dict[str, str]:
     checkpoint = RunDirectory(place.directory).step_directory(step)
-    manifest = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
+    manifest = read_manifest(checkpoint)
     return {
         "base model": f"{manifest.base_model.name} (digest {manifest.base_model.digest[:16]})",
         "seed": f"{seed} (prompts, requests and the adapter's first weights)",

@@ -1,8 +1,10 @@
-"""What the gateway is told of an engine that is down. Asking a living one is tested with the gateway."""
+"""What the gateway is told of an engine that is down or drops connections; the rest is tested with the gateway."""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -44,3 +46,30 @@ async def test_an_outage_for_good_names_no_time() -> None:
     assert made.retry_after_s() is None
     made.follow(ENDPOINT, 3)
     assert made.retry_after_s() == 3
+
+
+async def test_a_kept_connection_that_the_engine_dropped_is_not_the_requests_fault() -> None:
+    """A request on it is sent again on a new one; a new connection that is dropped at once is an error."""
+    seen: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(0)
+        number = len(seen) - 1
+        while await reader.readuntil(b"\r\n\r\n"):
+            seen[number] += 1
+            if seen[number] > 1 or number == 2:
+                break
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        made = EngineClient(replace(ENDPOINT, base_url=url), Timeouts())
+        for _ in range(2):
+            with await made.send("GET", "/") as answer:
+                assert await answer.read() == b"ok"
+        assert seen == [2, 1]
+        with pytest.raises(EngineUnavailableError, match="it closed the connection"):
+            await made.send("GET", "/")
+        assert seen == [2, 2, 1]
+        made.close()

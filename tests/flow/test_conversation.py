@@ -75,7 +75,7 @@ async def test_a_conversation_with_tools_trains_as_one_sequence(tmp_path: Path, 
     assert metrics["data/step_history_splits"] == 0
     sampled = sum(len(turn.model_extra["token_ids"]) for t in groups[0] for turn in choices(t))
     assert metrics["data/step_trainable_tokens"] == sampled
-    assert metrics["loss/engine_logprob_gap"] <= 1e-3
+    assert metrics["offpolicy/engine_logprob_gap"] <= 1e-3
     check_log(tmp_path / "tests/models/adder/trajectories/train/0001.parquet", groups[0])
 
 
@@ -164,4 +164,4 @@ async def test_a_real_model_is_shown_tools_by_another_template_than_its_own(tmp_
     assert trained.metrics["publish/proved"] == 1.0
     assert trained.metrics["data/step_num_sequences"] == 2
     assert trained.metrics["data/step_history_splits"] == 0
-    assert trained.metrics["loss/engine_logprob_gap"] <= 1e-3
+    assert trained.metrics["offpolicy/engine_logprob_gap"] <= 1e-3

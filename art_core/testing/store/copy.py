@@ -127,5 +127,8 @@ async def _never_given_out(store: CheckpointStore, run: RunKey, entry: StoreEntr
     except CheckpointNotFoundError:
         promised(name not in entry.manifest.files, "a step whose file is gone is damaged, not absent", key)
     else:
-        found = verify(directory)
-        promised(found == entry.manifest, f"fetch verifies every byte ({name})", "something else was given out")
+        try:
+            given: object = verify(directory)
+        except CheckpointCorruptError as error:
+            given = error
+        promised(given == entry.manifest, f"fetch verifies every byte ({name})", given)
