@@ -160,7 +160,7 @@ async def test_an_unloaded_adapter_with_requests_is_never_read_again(bench: Benc
     only_float32(bench)
     leaving = await bench.shelf.store(AdapterShape(1))
     await bench.engine.load_adapter("leaving@1", leaving)
-    calls = [asyncio.ensure_future(bench.complete("leaving@1", 480)) for _ in range(24)]
+    calls = [asyncio.ensure_future(bench.complete("leaving@1", 480)) for _ in range(96)]
     while not (await bench.engine.health()).running_requests:
         assert not all(call.done() for call in calls)
     await bench.engine.unload_adapter("leaving@1")
