@@ -47,5 +47,5 @@ def test_300_kills_while_steps_are_copied(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.heavy
 @pytest.mark.timeout(1800)
-def test_100_kills_of_client_engine_and_trainer(capsys: pytest.CaptureFixture[str]) -> None:
-    campaign(capsys, "torch", 100, None)
+def test_40_kills_of_client_engine_and_trainer(capsys: pytest.CaptureFixture[str]) -> None:
+    campaign(capsys, "torch", 40, None)
