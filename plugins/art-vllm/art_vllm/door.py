@@ -22,7 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from art_core.process import announce
 
 STATE = "/art/state"
-_CHANGES = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
+_UNLOAD = "/v1/unload_lora_adapter"
+_CHANGES = {"/v1/load_lora_adapter", _UNLOAD}
 _COMPLETIONS = {"/v1/completions", "/v1/chat/completions"}
 _BASE = 0
 
@@ -50,6 +51,9 @@ class Door:
         self._authorization = _settings["authorization"].encode()
         self._running: Counter[int] = Counter()
         """Adapter id to the requests that are inside."""
+        self._leaving: dict[str, int] = {}
+        """Name to adapter id, of those unloaded while requests are inside. vLLM looks a request's name up some time
+        after it came in, so it forgets the name with the last of them; for everybody else the name is gone at once."""
         self._changing = asyncio.Lock()
         """One load or unload at a time, in the order in which they came: an unload after a load that was given up must
         find what that did."""
@@ -66,7 +70,7 @@ class Door:
             await self._complete(scope, receive, send)
         elif scope["path"] in _CHANGES:
             async with self._changing:
-                await self._app(scope, receive, send)
+                await self._change(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -74,16 +78,32 @@ class Door:
         given = dict(scope["headers"]).get(b"authorization", b"")
         return hmac.compare_digest(given, self._authorization)
 
+    async def _change(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Load or unload; an unload waits for the requests that are inside, and its caller does not."""
+        body = await _body(receive)
+        if body is None:
+            return
+        models, name = scope["app"].state.openai_serving_models, _field(body, "lora_name")
+        if scope["path"] == _UNLOAD:
+            held = models.lora_requests.get(name)
+            if held is not None and self._running[held.lora_int_id]:
+                self._leaving[name] = held.lora_int_id
+                await JSONResponse({"leaving": name})(scope, receive, send)
+                return
+        elif self._leaving.pop(name, None) is not None:
+            del models.lora_requests[name]
+        await self._app(scope, _replaying(body, receive), send)
+
     async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count a completion under the adapter that its name stands for now."""
         body = await _body(receive)
         if body is None:
             return
         models = scope["app"].state.openai_serving_models
-        name = _model(body)
+        name = _field(body, "model")
         if models.is_base_model(name):
             adapter = _BASE
-        elif name in models.lora_requests:
+        elif name in models.lora_requests and name not in self._leaving:
             adapter = models.lora_requests[name].lora_int_id
         else:
             await _refuse(404, f"the model {name!r} is not served", scope, receive, send)
@@ -93,13 +113,17 @@ class Door:
             await self._app(scope, _replaying(body, receive), send)
         finally:
             self._running[adapter] -= 1
+            if not self._running[adapter] and self._leaving.get(name) == adapter:
+                del self._leaving[name], models.lora_requests[name]
 
     def _state(self, state: Any) -> Mapping[str, Any]:
         adapters = state.openai_serving_models.lora_requests
         return {
             "alive": not state.engine_client.errored,
             "adapters": {
-                name: {"id": each.lora_int_id, "directory": each.lora_path} for name, each in adapters.items()
+                name: {"id": each.lora_int_id, "directory": each.lora_path}
+                for name, each in adapters.items()
+                if name not in self._leaving
             },
             "running": {str(adapter): count for adapter, count in self._running.items() if count},
         }
@@ -149,13 +173,13 @@ def _replaying(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def _model(body: bytes) -> str:
-    """The model that a request asks for; empty where it names none, which no model is called."""
+def _field(body: bytes, key: str) -> str:
+    """What a request names, e.g. its model; empty where it names nothing, which no model is called."""
     try:
         data = json.loads(body)
     except ValueError:
         return ""
-    name = data.get("model") if isinstance(data, dict) else None
+    name = data.get(key) if isinstance(data, dict) else None
     return name if isinstance(name, str) else ""
 
 

@@ -143,3 +143,22 @@ async def test_loads_and_unloads_happen_one_after_the_other(behind: Behind, clie
 async def test_a_dead_core_shows_in_the_state(behind: Behind, client: httpx.AsyncClient) -> None:
     behind.state.engine_client.errored = True
     assert (await state_of(client))["alive"] is False
+
+
+async def test_an_unload_waits_for_who_is_inside_and_nobody_waits_for_it(
+    behind: Behind, client: httpx.AsyncClient
+) -> None:
+    behind.models.load("m@1", 1)
+    behind.go.clear()
+    call = asyncio.ensure_future(client.post("/v1/completions", headers=KEY, json={"model": "m@1"}))
+    while not behind.door._running[1]:
+        await asyncio.sleep(0)
+    answer = await client.post("/v1/unload_lora_adapter", headers=KEY, json={"lora_name": "m@1"})
+    assert answer.status_code == 200 and behind.changing == []
+    assert "m@1" in behind.models.lora_requests, "vLLM may look the request's name up only now"
+    state = (await client.get("/art/state", headers=KEY)).json()
+    assert state["adapters"] == {} and state["running"] == {"1": 1}
+    assert (await client.post("/v1/completions", headers=KEY, json={"model": "m@1"})).status_code == 404
+    behind.go.set()
+    assert (await call).status_code == 200
+    assert behind.models.lora_requests == {}
