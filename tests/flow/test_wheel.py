@@ -25,7 +25,7 @@ DISTRIBUTIONS = {"art-core": ROOT} | {
 IMPORTS = """
 import importlib, pkgutil, sys
 import art, art.local, art_core
-extras = ("art_core.demo", "art_core.testing")
+extras = ("art_core.demo", "art_core.fsspec_bucket", "art_core.testing")
 for package in (art, art_core):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.startswith(extras):
@@ -114,7 +114,8 @@ def test_the_core_alone_imports(wheels: dict[str, Path], tmp_path: Path, version
     programs = environment(python, tmp_path / "env", wheels["art-core"])
     assert run(programs / "python", "-W", "error::SyntaxWarning", "-c", IMPORTS, cwd=tmp_path).strip() == version
     listed = json.loads(run(programs / "art", "plugins", "list", "--json", cwd=tmp_path))
-    assert {plugin["name"] for plugin in listed} == {"file", "reload"}
+    usable = {plugin["name"]: [part["unusable"] is None for part in plugin["parts"]] for plugin in listed}
+    assert usable == {"file": [True], "fsspec": [False], "reload": [True]}
     run(programs / "python", "-m", "pip", "check", cwd=tmp_path)
 
 
