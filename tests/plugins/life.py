@@ -68,6 +68,14 @@ class Life:
         client = self.model.openai_client().with_options(max_retries=0)
         return await client.chat.completions.create(model=name, messages=messages, **{"max_tokens": 2, **fields})
 
+    async def generating(self, count: int) -> list[asyncio.Task[Any]]:
+        """Completions that the engine is at; none says its last word by itself before 400 tokens, a second's work."""
+        fields = {"max_tokens": 400, "extra_body": {"ignore_eos": True}}
+        answers = [asyncio.create_task(self.ask(self.model.name, **fields)) for _ in range(count)]
+        while (await self.backend.engine.health()).running_requests < count:
+            assert not any(answer.done() for answer in answers), answers
+        return answers
+
     async def train(self) -> int:
         """A step, which must be proved; its number."""
         result = await self.door.train(self.model, self.groups, learning_rate=1e-4)

@@ -35,9 +35,7 @@ async def test_steps_are_trained_served_and_proved(alive: Life) -> None:
 
 
 async def test_the_scheduler_killed_while_it_generates(alive: Life) -> None:
-    answers = [asyncio.create_task(alive.ask("sglang", max_tokens=400)) for _ in range(3)]
-    while sum(alive.backend.route.in_flight().values()) < 3:
-        await asyncio.sleep(0)
+    answers = await alive.generating(3)
     noticed_s = await alive.noticed(alive.one("scheduler"))
     ends = await asyncio.gather(*answers, return_exceptions=True)
     assert all(isinstance(end, Exception) for end in ends), ends

@@ -40,9 +40,7 @@ async def test_the_server_killed_while_idle(life: Life) -> None:
 
 
 async def test_the_core_killed_while_it_generates(life: Life) -> None:
-    answers = [asyncio.create_task(life.ask("life", max_tokens=400)) for _ in range(3)]
-    while sum(life.backend.route.in_flight().values()) < 3:
-        await asyncio.sleep(0)
+    answers = await life.generating(3)
     print(f"noticed after {await life.noticed(life.one('EngineCore')):.2f} s")
     ends = await asyncio.gather(*answers, return_exceptions=True)
     assert all(isinstance(end, Exception) for end in ends), ends
