@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -242,6 +242,23 @@ async def _both(first: Coroutine[Any, Any, A], second: Coroutine[Any, Any, B]) -
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def unload_idle(backend: Backend, keep: Collection[int] = ()) -> None:
+    """Stop serving old steps that no request and no lease holds, and free their slots.
+
+    Args:
+        backend: Open, and locked by the caller.
+        keep: Steps that stay besides.
+
+    Raises:
+        EngineDiedError: The engine will not come back.
+    """
+    with ExitStack() as held:
+        for step in set(keep) & set(backend.route.current().served):
+            held.enter_context(backend.route.lease(step))
+        taken = backend.route.take_idle(keep=1)
+    await backend.recovery.run(lambda: _unload(backend, taken))
+
+
 async def delete_steps(backend: Backend, keep: Collection[int]) -> Sequence[int]:
     """Delete stored steps, never one that is served, leased or the newest.
 
@@ -253,7 +270,6 @@ async def delete_steps(backend: Backend, keep: Collection[int]) -> Sequence[int]
         The steps that were deleted.
     """
     stored = [checkpoint.step for checkpoint in await backend.store.list()]
-    taken = backend.route.take_idle(keep=1)
-    await backend.recovery.run(lambda: _unload(backend, taken))
+    await unload_idle(backend)
     protected = set(keep) | set(backend.route.current().served) | {stored[-1]}
     return await backend.store.delete(set(stored) - protected, protected)

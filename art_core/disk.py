@@ -93,6 +93,30 @@ def replace(path: Path, data: bytes) -> None:
     sync(path.parent)
 
 
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a file, durably; what a kill cut short before is removed first. One writer at a time.
+
+    Args:
+        path: Made where it does not stand.
+        line: Without its end.
+    """
+    with opened(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as fd:
+        end = os.lseek(fd, 0, os.SEEK_END)
+        if end and os.pread(fd, 1, end - 1) != b"\n":
+            end = path.read_bytes().rfind(b"\n") + 1
+            os.ftruncate(fd, end)
+            os.lseek(fd, end, os.SEEK_SET)
+        write_all(fd, line + b"\n")
+        os.fsync(fd)
+    if not end:
+        sync(path.parent)
+
+
+def lines(path: Path) -> list[bytes]:
+    """Every whole line that `append_line` has added; none where the file does not stand."""
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
 def unfinished(directory: Path) -> list[Path]:
     """Files that `replace` was writing in a directory when its process ended."""
     return list(directory.glob(f".*{_UNFINISHED}"))

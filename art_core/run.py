@@ -4,6 +4,7 @@
       run.json        what the run was made for; never changed once it has a step
       state.json      the client's own state
       history.jsonl   one line per logged step
+      scenarios.jsonl the ids of scenarios, a list per logged step that brought new ones
       lock            held by the process that trains; names it
       checkpoints/0007/  trajectories/<split>/0007.parquet  logs/
 
@@ -165,7 +166,8 @@ class RunDirectory:
         with disk.disk_errors("read a run's state"):
             if not path.exists():
                 return {}
-            return _parse(path, 1, path.read_bytes())
+            state: dict[str, Any] = _parse(path, 1, path.read_bytes())
+            return state
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Replace the client's state, durably and whole.
@@ -182,12 +184,7 @@ class RunDirectory:
         Raises:
             StoreError: A line is damaged, or the system refuses.
         """
-        path = self.path / "history.jsonl"
-        with disk.disk_errors("read a run's history"):
-            if not path.exists():
-                return []
-            *lines, _ = path.read_bytes().split(b"\n")
-        return [_parse(path, number, line) for number, line in enumerate(lines, 1)]
+        return json_lines(self.path / "history.jsonl")
 
     def append_history(self, line: Mapping[str, Any]) -> None:
         """Log one line, durably. What a kill cut short before is removed first.
@@ -195,20 +192,8 @@ class RunDirectory:
         Raises:
             StoreError: The system refuses.
         """
-        path = self.path / "history.jsonl"
-        with (
-            disk.disk_errors("write a run's history"),
-            disk.opened(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as fd,
-        ):
-            end = os.lseek(fd, 0, os.SEEK_END)
-            if end and os.pread(fd, 1, end - 1) != b"\n":
-                end = path.read_bytes().rfind(b"\n") + 1
-                os.ftruncate(fd, end)
-                os.lseek(fd, end, os.SEEK_SET)
-            disk.write_all(fd, json.dumps(dict(line)).encode() + b"\n")
-            os.fsync(fd)
-        if not end:
-            disk.sync(self.path)
+        with disk.disk_errors("write a run's history"):
+            disk.append_line(self.path / "history.jsonl", json.dumps(dict(line)).encode())
 
     def _lock(self) -> None:
         fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -283,9 +268,22 @@ def _modules(lora: LoRAConfig) -> list[str] | None:
     return None if lora.target_modules is None else sorted(lora.target_modules)
 
 
-def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def json_lines(path: Path) -> list[Any]:
+    """What a file of a run holds, line by line; nothing where it does not stand.
+
+    Args:
+        path: A file that `disk.append_line` writes.
+
+    Raises:
+        StoreError: A line is damaged, or the system refuses.
+    """
+    with disk.disk_errors("read a run"):
+        return [_parse(path, number, line) for number, line in enumerate(disk.lines(path), 1)]
+
+
+def _parse(path: Path, number: int, line: bytes) -> Any:
     try:
-        data: dict[str, Any] = json.loads(line)
+        data = json.loads(line)
     except ValueError as error:
         raise StoreError(f"{path} line {number} is damaged: {error}; restore the file or delete that line") from error
     return data

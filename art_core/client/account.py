@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from art_core import disk
+from art_core.run import json_lines
 from art_core.trajectory import TrajectoryGroup
 
 _HOUR_S = 3600.0
 COSTS = "costs/"
+SCENARIOS = "scenarios.jsonl"
 
 
 @dataclass
@@ -23,6 +28,8 @@ class Account:
     """When the step under way began; None before the model is registered."""
     _totals: dict[str, float] | None = None
     """Cumulative metrics so far; None until the history was read."""
+    _scenarios: set[str] | None = None
+    """Ids of the scenarios so far; None until they were read."""
 
     def start(self) -> None:
         """The first step begins now."""
@@ -61,6 +68,29 @@ class Account:
                 sums[cumulative] = self._totals[cumulative] = self._totals.get(cumulative, 0.0) + value
         return costs | sums
 
+    def unique(self, ids: Collection[str], run: Path) -> dict[str, float]:
+        """How many different scenarios the run has seen, these among them; new ones are written down.
+
+        Args:
+            ids: Of a line's scenarios.
+            run: The run's directory.
+
+        Returns:
+            ``data/cum/num_unique_scenarios``; empty where no ids are given.
+
+        Raises:
+            StoreError: The system refuses.
+        """
+        if not ids:
+            return {}
+        if self._scenarios is None:
+            self._scenarios = {each for line in json_lines(run / SCENARIOS) for each in line}
+        if new := set(ids) - self._scenarios:
+            with disk.disk_errors("write a run's scenarios"):
+                disk.append_line(run / SCENARIOS, json.dumps(sorted(new)).encode())
+            self._scenarios |= new
+        return {"data/cum/num_unique_scenarios": float(len(self._scenarios))}
+
 
 def cumulative_name(name: str) -> str | None:
     """The name of a metric's sum over the run; None for one that has no use as a sum."""
@@ -93,6 +123,16 @@ def counted(groups: Sequence[TrajectoryGroup], split: str) -> dict[str, float]:
         return {f"{split}/{key}": float(count) for key, count in counts.items()}
     counts["data/step_num_groups_trainable"] = sum(len({t.reward for t in group}) > 1 for group in groups)
     return {key: float(count) for key, count in counts.items()}
+
+
+def scenario_ids(groups: Sequence[TrajectoryGroup]) -> set[str]:
+    """The ids of scenarios that groups and trajectories name in their metadata, as ``scenario_id``.
+
+    Args:
+        groups: What is logged.
+    """
+    named = [each.metadata.get("scenario_id") for group in groups for each in (group, *group)]
+    return {str(each) for each in named if each is not None}
 
 
 def charged(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -67,6 +67,27 @@ class PullArgs(TypedDict, total=False):
     """What the bucket's keys begin with."""
 
 
+class PullRunArgs(TypedDict, total=False):
+    """Keywords of `_experimental_pull_from_s3`."""
+
+    s3_bucket: str | None
+    """None: the store that the backend copies to."""
+    prefix: str | None
+    """What the bucket's keys begin with."""
+    only_step: int | Literal["latest"] | None
+    """None: every step."""
+    step: int | None
+    """Older name of `only_step`."""
+    latest_only: bool
+    """Older form of ``only_step="latest"``."""
+    exclude: Sequence[str] | None
+    """With ``"checkpoints"`` among them nothing is pulled: a bucket holds nothing else of ours."""
+    verbose: bool
+    """Accepted and ignored: use the loggers named ``art``."""
+    delete: bool
+    """Delete here what is not there any more; the newest step here always stays."""
+
+
 Bucket = Callable[[str, str], CheckpointStore]
 """Makes the store of a bucket and a prefix."""
 
@@ -123,6 +144,36 @@ async def push_model(root: Path, store: CheckpointStore, model: Model[Any], opti
         here = {each.step for each in await LocalStore().list(path)}
         there = [each.step for each in await store.list(run)]
         await store.delete(run, set(there[:-1]) - here, there[-1:])
+
+
+async def pull_run(root: Path, store: CheckpointStore, model: Model[Any], options: PullRunArgs) -> None:
+    """Copy the steps of a model out of a store into its run's directory, each verified.
+
+    Args:
+        root: The backend's root of all runs.
+        store: Where from.
+        model: Registered or not.
+        options: As given.
+
+    Raises:
+        ConfigError: Two steps were named.
+        StoreError: There is no such checkpoint, the store or the system refuses, or another checkpoint stands here
+            under the same number.
+    """
+    given = options.get("only_step"), options.get("step"), "latest" if options.get("latest_only") else None
+    named = {each for each in given if each is not None}
+    if len(named) > 1:
+        raise ConfigError(f"only_step, step and latest_only name {sorted(map(str, named))}; allowed: one step, or none")
+    if "checkpoints" in (options.get("exclude") or ()):
+        return
+    run, path = RunKey(model.project, model.run_name), run_path(root, model.project, model.run_name)
+    held = [each.step for each in await store.list(run)]
+    steps: Sequence[int | None] = [None if each == "latest" else int(each) for each in named] or held or [None]
+    for step in steps:
+        await pull(store, run, step, root)
+    if options.get("delete"):
+        here = [each.step for each in await LocalStore().list(path)]
+        await LocalStore().delete(path, set(here[:-1]) - set(held), here[-1:])
 
 
 async def pull_model(root: Path, bucket: Bucket, model: Model[Any], options: PullArgs) -> Path:

@@ -16,7 +16,8 @@ from openai.types.chat.chat_completion import Choice
 
 from art_core import disk
 from art_core.chat import History, as_item
-from art_core.client.account import COSTS, Account, charged, counted
+from art_core.client.account import COSTS, Account, charged, counted, scenario_ids
+from art_core.client.metric import Added
 from art_core.errors import ConfigError
 from art_core.retention import scores
 from art_core.run import LogRecord, RunDirectory
@@ -91,8 +92,8 @@ class LogEntry:
     step: int
     metrics: Mapping[str, float]
     """Further metrics; they win over the trajectories' own."""
-    added: Mapping[str, float]
-    """What was added by builders; it comes on top of all others."""
+    added: Added
+    """What was added by builders; its metrics come on top of all others."""
 
 
 def write_log(run: RunDirectory, entry: LogEntry, account: Account) -> LogRecord:
@@ -122,6 +123,8 @@ def write_log(run: RunDirectory, entry: LogEntry, account: Account) -> LogRecord
     line = _line(entry)
     with _APPENDING:
         line |= account.sums(line, run.history)
+        if split == "train":
+            line = account.unique(scenario_ids(entry.groups) | entry.added.scenarios, run.path) | line
         when = {"training_step": step, "step": step, "recorded_at": datetime.now(UTC).isoformat()}
         run.append_history(line | when)
     return LogRecord(run.path, split, step, line, path)
@@ -132,7 +135,7 @@ def _line(entry: LogEntry) -> dict[str, float]:
     line = sectioned(entry.metrics, entry.split)
     if entry.groups:
         line = {**counted(entry.groups, entry.split), **summary(entry.groups, entry.split), **line}
-    for key, value in [*charged(entry.groups).items(), *sectioned(entry.added, entry.split).items()]:
+    for key, value in [*charged(entry.groups).items(), *sectioned(entry.added.metrics, entry.split).items()]:
         line[key] = line.get(key, 0.0) + value
     return {key: value for key, value in line.items() if math.isfinite(value)}
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from art_core.errors import ConfigError
@@ -13,8 +14,18 @@ from art_core.errors import ConfigError
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
 
-Pending: TypeAlias = dict[str, dict[str, float]]
-"""Cost context to metrics that were added and not yet written."""
+
+@dataclass
+class Added:
+    """What was added in a cost context and is not yet written."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    scenarios: set[str] = field(default_factory=set)
+    """Their ids."""
+
+
+Pending: TypeAlias = dict[str, Added]
+"""Cost context to what was added in it."""
 CostCalculator: TypeAlias = Callable[[int | None, int | None, str], Mapping[str, float]]
 """Of prompt tokens, completion tokens and cost context: ``costs/...`` in US dollars."""
 
@@ -58,8 +69,8 @@ class MetricsBuilder:
         section, _, rest = key.partition("/")
         if not section or not rest or rest.startswith("cum/"):
             raise ConfigError(f"metric {key!r} can't be added to; allowed: '<section>/<name>', and no 'cum/' after it")
-        added = self._pending.setdefault(self.cost_context, {})
-        added[key] = added.get(key, 0.0) + float(value)
+        metrics = self._pending.setdefault(self.cost_context, Added()).metrics
+        metrics[key] = metrics.get(key, 0.0) + float(value)
 
     def add_data(
         self,
@@ -72,8 +83,9 @@ class MetricsBuilder:
         Args:
             step_num_scenarios: Scenarios.
             step_rollout_tokens: Tokens.
-            scenario_ids: Accepted and not used.
+            scenario_ids: Which scenarios; of the context ``train`` they count in ``data/cum/num_unique_scenarios``.
         """
+        self._pending.setdefault(self.cost_context, Added()).scenarios.update(scenario_ids or ())
         self._add({"data/step_num_scenarios": step_num_scenarios, "data/step_rollout_tokens": step_rollout_tokens})
 
     def add_user_timing(

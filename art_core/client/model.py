@@ -15,7 +15,7 @@ from pydantic_core import PydanticSerializationError
 from art_core.client.account import Account
 from art_core.client.backend import Backend
 from art_core.client.keyword import ConfigT, ModelArgs, StateT, check_keywords
-from art_core.client.metric import MetricsBuilder, Pending, context_of
+from art_core.client.metric import Added, MetricsBuilder, Pending, context_of
 from art_core.client.state import RunState
 from art_core.errors import ConfigError
 from art_core.trajectory import Trajectory, TrajectoryGroup
@@ -187,9 +187,9 @@ class Model(RunState, Generic[ConfigT, StateT]):
             return
         groups = [] if trajectories is None else as_groups(trajectories)
         step = await self.get_step() if step is None else step
-        added = self._added.pop(context_of(split), {})
+        added = self._added.pop(context_of(split), Added())
         taken = self._account.step() if split == "train" else {}
-        automatic = {key: value for key, value in taken.items() if key not in added}
+        automatic = {key: value for key, value in taken.items() if key not in added.metrics}
         entry = LogEntry(groups, split, step, {**automatic, **(metrics or {})}, added)
         await asyncio.to_thread(self._write, entry)
 

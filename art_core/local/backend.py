@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from art_core.backend import Backend, delete_steps, hold, open_backend
+from art_core.backend import Backend, delete_steps, hold, open_backend, unload_idle
 from art_core.client.capture import trained_on
 from art_core.client.config import LocalTrainArgs, lora_config, step_config
 from art_core.client.dev import (
@@ -21,22 +21,20 @@ from art_core.client.dev import (
     merged_config,
     validate_internal_config,
 )
-from art_core.client.fork import ForkArgs, PullArgs, PushArgs, fork_model, pull_model, push_model
-from art_core.client.keyword import check_keywords
 from art_core.client.model import Model
 from art_core.client.pin import pinned, pinned_step
 from art_core.client.result import LocalTrainResult
 from art_core.client.trainable import TrainableModel
-from art_core.compose import Choice, compose, compose_bucket, compose_store
+from art_core.compose import Choice, compose
 from art_core.config import Environment, Timeouts
 from art_core.errors import ConfigError, PluginNotFoundError, nearest
 from art_core.events import Observers, observe
 from art_core.local.option import FOREIGN, STEP_FIELDS, LocalBackendArgs
 from art_core.local.spec import backend_spec
+from art_core.local.transfer import LocalTransfer
 from art_core.loop import train_step
 from art_core.model_source import resolve_base_model
 from art_core.plugins import Plugins
-from art_core.protocols.store import CheckpointStore
 from art_core.retention import Retention
 from art_core.run import RunDirectory, run_path
 from art_core.selection import is_object
@@ -51,7 +49,7 @@ class _Session:
     defaults: dict[str, Any]
 
 
-class LocalBackend:
+class LocalBackend(LocalTransfer):
     """Trains and serves on this machine.
 
     Args:
@@ -66,10 +64,9 @@ class LocalBackend:
             if key not in LocalBackendArgs.__annotations__:
                 known = nearest(key, LocalBackendArgs.__annotations__)
                 raise ConfigError(f"LocalBackend has no option {key!r}; {known}")
-        self._path = Path(options.get("path") or ".art").absolute()
+        super().__init__(Path(options.get("path") or ".art").absolute(), options.get("store"), Plugins())
         self._options = options
         self._timeouts = options.get("timeouts") or Timeouts()
-        self._plugins = Plugins()
         observe(self._plugins, options.get("observers", ()))
         self._observers: dict[tuple[str, str], Observers] = {}
         self._sessions: dict[tuple[str, str], _Session] = {}
@@ -151,6 +148,34 @@ class LocalBackend:
         with await hold(self._session(model).backend, step), pinned(model, step):
             yield
 
+    @asynccontextmanager
+    async def adapter_retention_lease(self, model: TrainableModel[Any], step: int) -> AsyncIterator[None]:
+        """As `adapter_lease`, but names stay as they are: inside, `model.get_inference_name()` is still the newest's.
+
+        Args:
+            model: A registered model.
+            step: A served step.
+
+        Raises:
+            NoRouteError: The step is not served.
+        """
+        with self._session(model).backend.route.lease(step):
+            yield
+
+    async def prune_model_adapters(self, model: TrainableModel[Any], *, retain_steps: Collection[int]) -> None:
+        """Unload old steps now, instead of when their slot is needed; never one that is in use, leased or the default.
+
+        Args:
+            model: A registered model.
+            retain_steps: Steps that stay served besides.
+
+        Raises:
+            EngineDiedError: The engine will not come back.
+        """
+        backend = self._session(model).backend
+        async with backend.lock:
+            await unload_idle(backend, retain_steps)
+
     async def close(self) -> None:
         """Stop every engine, trainer and gateway; idempotent."""
         while self._sessions:
@@ -194,33 +219,6 @@ class LocalBackend:
             return model.inference_model_name or model.name
         return self._session(model).backend.route.inference_name(pinned_step(model) if step is None else step)
 
-    async def _experimental_fork_checkpoint(
-        self, model: TrainableModel[Any], from_model: str, **options: Unpack[ForkArgs]
-    ) -> None:
-        if _key(model) in self._sessions:
-            raise ConfigError(
-                f"model {model.name!r} is registered already; fork before `await model.register(backend)`"
-            )
-        await fork_model(self._path, self._bucket, model, from_model, options)
-
-    async def _experimental_pull_model_checkpoint(self, model: Model[Any], **options: Unpack[PullArgs]) -> str:
-        return str(await pull_model(self._path, self._bucket, model, options))
-
-    async def _experimental_push_to_s3(self, model: Model[Any], **options: Unpack[PushArgs]) -> None:
-        check_keywords("_experimental_push_to_s3", options, PushArgs.__annotations__, ())
-        bucket = options.get("s3_bucket")
-        store = self._bucket(bucket, options.get("prefix") or "") if bucket else self._store()
-        await push_model(self._path, store, model, options)
-
-    def _bucket(self, name: str, prefix: str) -> CheckpointStore:
-        return compose_bucket(self._options.get("store"), self._plugins, name, prefix)
-
-    def _store(self) -> CheckpointStore:
-        store = compose_store(self._options.get("store"), self._plugins)
-        if store is None:
-            raise ConfigError("there is no store to push to; give s3_bucket, or LocalBackend(store=…)")
-        return store
-
     async def _get_step(self, model: TrainableModel[Any]) -> int:
         return self._session(model).backend.route.current().policy.step
 
@@ -228,6 +226,9 @@ class LocalBackend:
         backend = self._session(model).backend
         async with backend.lock:
             await delete_steps(backend, steps_to_keep)
+
+    def _is_open(self, model: Model[Any]) -> bool:
+        return _key(model) in self._sessions
 
     def _session(self, model: Model[Any]) -> _Session:
         session = self._sessions.get(_key(model)) if isinstance(model, TrainableModel) else None

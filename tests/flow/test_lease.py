@@ -18,6 +18,11 @@ async def answered_by(real: Real, name: str) -> str:
     return completion.model
 
 
+async def served(real: Real) -> set[int]:
+    names = [each.id async for each in real.model.openai_client().models.list()]
+    return {int(name.partition("@")[2]) for name in names if "@" in name}
+
+
 async def test_an_old_step_is_held_brought_back_and_never_deleted(real: Real) -> None:
     model, backend = real.model, real.backend
     checkpoints = real.root / "tests" / "models" / "facts" / "checkpoints"
@@ -45,6 +50,19 @@ async def test_an_old_step_is_held_brought_back_and_never_deleted(real: Real) ->
         assert await answered_by(real, model.name) == f"facts@{newest}", "the plain name follows the newest step"
         assert await model.get_step() == newest
         assert (await backend.train(model, groups)).metrics["publish/proved"] == 1.0
+    leased = await model.get_step()
+    async with backend.adapter_retention_lease(model, leased):
+        await backend.train(model, groups)
+        newest = await model.get_step()
+        assert model.get_inference_name() == f"facts@{newest}", "the name is not the leased step's"
+        await backend.train(model, groups)
+        newest = await model.get_step()
+        await backend.prune_model_adapters(model, retain_steps={newest - 1, newest + 100})
+        assert await served(real) == {leased, newest - 1, newest} and leased == newest - 2, (
+            "leased, retained, the default"
+        )
+    await backend.prune_model_adapters(model, retain_steps=set())
+    assert await served(real) == {newest}
     with pytest.raises(NoRouteError, match="neither served nor stored"):
         async with backend.exact_adapter_lease(model, newest + 100):
             pytest.fail("a step that does not exist was leased")

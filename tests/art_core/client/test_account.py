@@ -111,3 +111,31 @@ async def test_a_training_step_s_wall_time_and_cost_are_logged(tmp_path: Path) -
     assert first["time/step_wall_s"] == 5.0, "what the caller measured wins"
     assert 0 < first["costs/gpu"] == first["costs/all"] == first["costs/cum/gpu"] < 60
     assert not [key for key in second if key.startswith(("costs", "time", "data"))]
+
+
+async def test_different_scenarios_are_counted_over_restarts(tmp_path: Path) -> None:
+    def named(scenario: object) -> TrajectoryGroup:
+        return TrajectoryGroup(group(0.0, 1.0).trajectories, metadata={"scenario_id": scenario})
+
+    for _ in range(2):  # each a new process, as it were
+        model = Model(name="agent", project="p", base_path=str(tmp_path))
+        await model.log([named("a"), named(7)], "train")
+        loose = group(0.0)
+        loose.trajectories[0].metadata["scenario_id"] = "b"
+        model.metrics_builder("train").add_data(scenario_ids=["a", "c"])
+        model.metrics_builder("eval").add_data(scenario_ids=["x"])
+        await model.log([named("a"), loose], "train")
+        await model.log([named("y")], "val")
+        await model.log([group(0.0)], "train")
+    seen = [line.get("data/cum/num_unique_scenarios") for line in lines(tmp_path)]
+    assert seen == [2, 4, None, None, 4, 4, None, None]
+
+
+async def test_a_list_of_scenarios_that_a_kill_cut_short_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "p/models/agent/scenarios.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text('["a"]\n["b", "c')
+    model = Model(name="agent", project="p", base_path=str(tmp_path))
+    await model.log([TrajectoryGroup(group(0.0).trajectories, metadata={"scenario_id": "b"})], "train")
+    assert lines(tmp_path)[0]["data/cum/num_unique_scenarios"] == 2
+    assert path.read_text() == '["a"]\n["b"]\n'

@@ -55,7 +55,7 @@ async def test_what_is_added_stands_in_the_next_line_of_its_split(tmp_path: Path
     assert (train["data/step_num_scenarios"], train["data/step_rollout_tokens"]) == (8.0, 100.0)
     assert (train["time/step_rollout_s"], train["time/cum/rollout_s"]) == (3.0, 3.0)
     assert (train["time/step_trainer_idle_s"], train["time/step_tool_s"]) == (1.0, 2.0)
-    assert train["time/step_eval_s"] >= 0
+    assert (train["time/step_eval_s"] >= 0, train["data/cum/num_unique_scenarios"]) == (True, 1.0)
     assert (test["costs/eval/judge"], test["costs/cum/all"]) == (4.0, 5.75)
     assert not [key for key in second if key.startswith("costs/") and "/cum/" not in key]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from art_s3.options import S3StoreOptions
@@ -63,8 +64,37 @@ async def test_push_pull_and_fork(place: Place, tmp_path: Path, server: str, mon
         await two._experimental_fork_checkpoint(model("q"), "m", not_after_step=1, **bucket)
 
 
+async def test_a_run_is_pulled_as_programs_used_to(place: Place, tmp_path: Path, server: str) -> None:
+    run = RunDirectory.create_or_open(tmp_path / "one", "p", "m", "tiny", LoRAConfig())
+    for step in (0, 1, 2):
+        await LocalStore().commit(run.path, stage_step(run.path, step))
+    run.close()
+    store = S3StoreOptions(bucket=place.bucket, endpoint_url=server)
+    await LocalBackend(path=tmp_path / "one", store=store)._experimental_push_to_s3(model("m"))
+    path = tmp_path / "two/p/models/m"
+
+    async def pull(**options: Any) -> list[int]:
+        with pytest.warns(DeprecationWarning, match="call _experimental_pull_model_checkpoint"):
+            await LocalBackend(path=tmp_path / "two", store=store)._experimental_pull_from_s3(model("m"), **options)
+        return [each.step for each in await LocalStore().list(path)]
+
+    assert await pull(exclude=["checkpoints"]) == []
+    assert await pull(step=0, verbose=True) == [0]
+    assert await pull(latest_only=True, exclude=["logs"]) == [0, 2]
+    assert await pull(s3_bucket=place.bucket) == [0, 1, 2]
+    await place.store(prefix="").delete(RunKey("p", "m"), [1], [])
+    assert await pull() == [0, 1, 2]
+    assert await pull(delete=True) == [0, 2]
+    with pytest.raises(CheckpointNotFoundError, match="has no step 1 of run p/m; its steps: 0, 2"):
+        await pull(only_step=1)
+    with pytest.raises(ConfigError, match="name \\['1', 'latest'\\]; allowed: one step, or none"):
+        await pull(only_step=1, latest_only=True)
+    with pytest.raises(ConfigError, match="there is no store to copy to or from"), pytest.warns(DeprecationWarning):
+        await LocalBackend(path=tmp_path)._experimental_pull_from_s3(model("m"))
+
+
 async def test_without_a_store_there_is_nothing_to_push_to(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no store to push to; give s3_bucket"):
+    with pytest.raises(ConfigError, match="there is no store to copy to or from; give s3_bucket"):
         await LocalBackend(path=tmp_path)._experimental_push_to_s3(model("m"))
     with pytest.raises(ConfigError, match="'s3_buckett'"):
         await LocalBackend(path=tmp_path)._experimental_push_to_s3(model("m"), s3_buckett="x")  # type: ignore[call-arg]
