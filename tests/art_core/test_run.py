@@ -24,8 +24,11 @@ from art_core.config import LoRAConfig
 from art_core.run import RunDirectory
 run = RunDirectory.create_or_open(Path(sys.argv[1]), "p", "r", "base", LoRAConfig())
 run.stage()
-if sys.argv[2] == "fork" and os.fork() == 0:
-    os.close(1); sys.stdin.read(); os._exit(0)
+if sys.argv[2] == "fork":
+    here, there = os.pipe()
+    if os.fork() == 0:
+        os.write(there, b"!"); os.close(1); sys.stdin.read(); os._exit(0)
+    os.read(here, 1)  # the fork has let go of the lock
 print("held", flush=True)
 sys.stdin.read()
 """
