@@ -29,7 +29,7 @@ import numpy as np
 import psutil
 import torch
 from art_torch.options import TorchTrainerOptions
-from art_torch.train.packed_model import PackedModel
+from art_torch.train import scoring
 from art_torch.trainer import TorchTrainer
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
@@ -108,24 +108,24 @@ async def timed(rounds: int, steps: dict[str, Callable[[], Awaitable[object]]]) 
 
 async def compare(trainer: TorchTrainer, plain: PlainLoop, batch: TrainBatch, rounds: int) -> dict[str, float]:
     """Time both on one batch."""
-    scoring: list[float] = []
-    score = PackedModel.score
+    seconds_scoring: list[float] = []
+    score = scoring.score_pass
 
     def watched(*arguments: object) -> object:
         start = time.perf_counter()
         scored = score(*arguments)  # type: ignore[arg-type]
-        scoring.append(time.perf_counter() - start)
+        seconds_scoring.append(time.perf_counter() - start)
         return scored
 
-    PackedModel.score = watched  # type: ignore[method-assign, assignment]
+    scoring.score_pass = watched  # type: ignore[assignment]
     seconds = await timed(rounds, {"ours": lambda: trainer.step(batch, CONFIG), "plain": lambda: plain.step(batch)})
-    PackedModel.score = score  # type: ignore[method-assign]
+    scoring.score_pass = score
     metrics = (await trainer.step(batch, CONFIG)).metrics
     return {
         "ratio": round(min(seconds["ours"]) / min(seconds["plain"]), 3),
         **{f"{name}_best_s": round(min(values), 3) for name, values in seconds.items()},
         **{f"{name}_median_s": round(statistics.median(values), 3) for name, values in seconds.items()},
-        "probe_s": round(sum(scoring) / (rounds + 1), 3),
+        "probe_s": round(sum(seconds_scoring) / (rounds + 1), 3),
         "packed_tokens": metrics["data/step_packed_tokens"],
         "unpacked_tokens": metrics["data/step_unpacked_tokens"],
     }

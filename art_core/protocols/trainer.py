@@ -80,6 +80,7 @@ class Trainer(Protocol):
         adapter, in PEFT's layout and of any origin, or None for the base model; core has put a reference step's there.
 
         Raises:
+            TrainerError: It is offloaded.
             BatchError: Token ids outside the vocabulary, a sequence longer than the context, or a missing logprob
                 where the config does not allow that.
             CapabilityError: The config asks for what this trainer can't do.
@@ -101,7 +102,10 @@ class Trainer(Protocol):
         ...
 
     async def offload(self) -> None:
-        """Give device memory back.
+        """Give device memory back: base, adapter and optimizer live in host memory until `onload`. Idempotent.
+
+        Meanwhile `step` is a TrainerError that changes nothing, `save` writes what it would have written before, and
+        `start` takes the memory again first. A call that fails leaves the state whole, and can be made again.
 
         Raises:
             CapabilityError: The trainer does not declare OFFLOAD.
@@ -109,10 +113,11 @@ class Trainer(Protocol):
         ...
 
     async def onload(self) -> None:
-        """Take device memory again, exactly as before.
+        """Take device memory again, bit for bit as before. Idempotent, also where nothing was offloaded.
 
         Raises:
             CapabilityError: The trainer does not declare OFFLOAD.
+            OutOfMemoryError: The device is full; the trainer stays offloaded.
         """
         ...
 

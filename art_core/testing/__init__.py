@@ -25,6 +25,7 @@ from art_core.testing.store.commit import StoreCommits
 from art_core.testing.store.copy import StoreCopies
 from art_core.testing.store.deletion import StoreDeletions
 from art_core.testing.store.race import StoreRaces
+from art_core.testing.trainer.handover import TrainerHandovers
 from art_core.testing.trainer.state import TrainerLife, TrainerStates
 from art_core.testing.trainer.step import TrainerSteps
 
@@ -45,6 +46,7 @@ __all__ = [
     "StoreDeletions",
     "StoreRaces",
     "TrainerConformance",
+    "TrainerHandovers",
     "TrainerLife",
     "TrainerStates",
     "TrainerSteps",
@@ -58,7 +60,7 @@ class EngineConformance(EngineLife, EngineProofs, EngineAdapters, EngineAnswers)
     """
 
 
-class TrainerConformance(TrainerLife, TrainerStates, TrainerSteps):
+class TrainerConformance(TrainerLife, TrainerHandovers, TrainerStates, TrainerSteps):
     """Every promise of `art_core.protocols.trainer`. Fixtures: `part`, `base_model`; `options` has a default."""
 
 

@@ -160,21 +160,6 @@ class TrainerLife(TrainerCase):
             with refused(CapabilityError, "onload is refused where OFFLOAD is not declared"):
                 await bench.trainer.onload()
 
-    async def test_after_onload_everything_is_as_before(self, bench: TrainerBench) -> None:
-        """OFFLOAD: after `offload` and `onload` weights, optimizer and the next step are exactly as before."""
-        need(bench.capabilities, Capability.OFFLOAD)
-        await bench.trainer.step(bench.batch(0), LARGE)
-        saved = await bench.saved()
-        states = []
-        for handed_over in (False, True):
-            await bench.reset(saved)
-            if handed_over:
-                await bench.trainer.offload()
-                await bench.trainer.onload()
-            await bench.trainer.step(bench.batch(1), LARGE)
-            states.append(await bench.state())
-        promised(states[0] == states[1], "a step after offload and onload is bit for bit as without")
-
     async def test_it_stops_twice_and_starts_again(self, bench: TrainerBench) -> None:
         """`stop` is idempotent; `start` after it gives a fresh adapter again."""
         fresh = await bench.state()

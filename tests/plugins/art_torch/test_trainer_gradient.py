@@ -10,11 +10,13 @@ from threading import Event
 import numpy as np
 import pytest
 import torch
-from art_torch.base_model import load_base
+from art_torch.options import TorchTrainerOptions
 from art_torch.train.learner import Learner
 from art_torch.train.metric import Tally
 from art_torch.train.objective import objectives
 from art_torch.train.packing import pack
+from art_torch.train.pass_model import score_pass
+from art_torch.trainer import build
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -49,7 +51,8 @@ def write_mistral(directory: Path) -> Path:
 
 def learner(model: Path, checkpointing: bool = False) -> Learner:
     """With an adapter whose B is not zero, so that every gradient is."""
-    made = Learner(load_base(str(model), "cpu"), TrainerSpec(str(model), LORA), checkpointing)
+    options = TorchTrainerOptions(device="cpu", gradient_checkpointing=checkpointing)
+    made = Learner(build(options, TrainerSpec(str(model), LORA)))
     torch.manual_seed(5)
     for parameter in made._adapter.parameters.values():
         parameter.data.normal_(std=0.3)
@@ -114,11 +117,13 @@ def test_packed_passes_give_the_loss_and_gradients_of_separate_runs(
 def test_packed_logprobs_are_those_of_separate_runs(tiny_model: Path) -> None:
     made, batch = learner(tiny_model), make_batch()
     (packed,) = pack(batch.tokens_BT, batch.loss_mask_BT, batch.group_ids_B, 10_000)
-    together = made._model.score(packed, batch.tokens_BT, batch.temperatures_BT, 7)
+    together = score_pass(made._model, packed, batch.tokens_BT, batch.temperatures_BT, 7)
     apart = np.zeros(batch.tokens_BT.shape)
     alone_B = np.arange(len(batch.lengths_B), dtype=np.int32)
     for single in pack(batch.tokens_BT, batch.loss_mask_BT, alone_B, 1):
-        apart[single.rows_N, single.columns_N] = made._model.score(single, batch.tokens_BT, batch.temperatures_BT, 1024)
+        apart[single.rows_N, single.columns_N] = score_pass(
+            made._model, single, batch.tokens_BT, batch.temperatures_BT, 1024
+        )
     np.testing.assert_allclose(together, apart[packed.rows_N, packed.columns_N], atol=1e-5)
     assert together.std() > 0.1
 
@@ -165,4 +170,4 @@ def test_an_architecture_that_packed_passes_cannot_express_is_refused(tmp_path: 
     )
     Gemma2ForCausalLM(config).save_pretrained(model)
     with pytest.raises(ConfigError, match=r"Gemma2ForCausalLM .* logprobs differ by .* choose another"):
-        Learner(load_base(str(model), "cpu"), TrainerSpec(str(model), LoRAConfig()), False)
+        build(TorchTrainerOptions(device="cpu"), TrainerSpec(str(model), LoRAConfig()))

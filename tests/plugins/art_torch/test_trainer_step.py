@@ -27,7 +27,6 @@ from art_core.batch import TrainBatch
 from art_core.config import LoRAConfig
 from art_core.errors import (
     BatchError,
-    CapabilityError,
     ConfigError,
     NonFiniteLossError,
     OutOfMemoryError,
@@ -424,10 +423,15 @@ async def test_stop_frees_the_model_and_can_be_repeated(tiny_model: Path) -> Non
     assert (await trainer.step(make_batch(), FAST)).updated
 
 
-async def test_what_is_not_declared_is_refused(trainer: TorchTrainer) -> None:
+async def test_calls_out_of_order_are_refused(tiny_model: Path) -> None:
+    trainer = TorchTrainer(TorchTrainerOptions(device="cpu"))
     for call in (trainer.offload, trainer.onload):
-        with pytest.raises(CapabilityError, match="trainer 'torch' does not declare capability 'offload'"):
+        with pytest.raises(TrainerError, match="trainer 'torch' is not started"):
             await call()
+    await trainer.start(spec(tiny_model), None)
+    await trainer.offload()
+    with pytest.raises(TrainerError, match="call onload before step"):
+        await trainer.step(make_batch(), FAST)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG
 from art_core.config import LoRAConfig
 from art_core.errors import CheckpointCorruptError, ConfigError, nearest
 from art_torch.tensor_file import read_tensors
-from art_torch.train.low_rank import LowRank, LowRankLinear
+from art_torch.train.low_rank import Adapted, LowRank, LowRankLinear
 
 _PREFIX = "base_model.model."
 """What PEFT's files put before a parameter's name."""
@@ -31,43 +31,29 @@ _SCALE_KEYS = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alp
 
 
 class Adapter:
-    """Trainable low-rank updates of the model's linear modules.
+    """Trainable low-rank updates of the model's linear modules, whichever library computes them.
 
     Source: Hu et al. 2021, "LoRA" (arXiv:2106.09685), section 4.1: W + (alpha / rank)·B·A.
     """
 
-    def __init__(self, model: PreTrainedModel, lora: LoRAConfig, base_model: str) -> None:
-        """Put an adapter into a frozen model, in place, equal to the base.
+    def __init__(
+        self, modules: Mapping[str, Adapted], sites: Mapping[str, Site], config: Mapping[str, Any], seed: int
+    ) -> None:
+        """Take over adapted modules; they are made equal to the base.
 
         Args:
-            model: Frozen; its linear modules are replaced by adapted ones.
-            lora: Shape, targets and seed.
-            base_model: The base's name, for adapter_config.json.
-
-        Raises:
-            ConfigError: A target matches no linear module of the decoder layers.
+            modules: By their name in Hugging Face's layout of the model.
+            sites: Every linear module of the decoder layers, adapted or not.
+            config: What adapter_config.json says; see `written_config`.
+            seed: For the first A.
         """
-        self._seed = lora.random_state
-        self.sites = {
-            name: Site(linear.in_features, linear.out_features) for name, linear in _layer_linears(model).items()
-        }
-        """Every linear module of the decoder layers, adapted or not."""
-        modules = target_modules(model, lora)
-        self._config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT only ever divides it
-            target_modules=_shortest_names(model, modules),
-            base_model_name_or_path=base_model,
-            task_type="CAUSAL_LM",
-            inference_mode=True,
-        )
-        self._modules: dict[str, LowRankLinear] = {}
+        self.sites = sites
+        self._config = config
+        self._seed = seed
+        self._modules = {name: modules[name] for name in sorted(modules)}
         self.parameters: dict[str, nn.Parameter] = {}
         """The trainable weights, float32, by their name in the file; sorted."""
-        for name in modules:
-            module = LowRankLinear(cast(nn.Linear, model.get_submodule(name)), lora.rank, lora.alpha / lora.rank)
-            model.set_submodule(name, module)
-            self._modules[name] = module
+        for name, module in self._modules.items():
             self.parameters[f"{_PREFIX}{name}.lora_A.weight"] = module.a
             self.parameters[f"{_PREFIX}{name}.lora_B.weight"] = module.b
         self.reset()
@@ -94,11 +80,10 @@ class Adapter:
             raise CheckpointCorruptError(f"{path.name} in {directory} is not JSON: {error}", stage="train") from error
         if not isinstance(seen, dict):
             raise CheckpointCorruptError(f"{path.name} in {directory} is not a JSON object", stage="train")
-        wanted = self._written_config()
         for key in _SCALE_KEYS:
-            if seen.get(key) != wanted[key]:
+            if seen.get(key) != self._config[key]:
                 raise CheckpointCorruptError(
-                    f"{path.name}: {key} is {seen.get(key)!r}; this trainer was started with {wanted[key]!r}",
+                    f"{path.name}: {key} is {seen.get(key)!r}; this trainer was started with {self._config[key]!r}",
                     stage="train",
                 )
         return read_tensors(directory / ADAPTER, self.parameters)
@@ -121,22 +106,65 @@ class Adapter:
             updates: Module name to update; empty: the base model.
         """
         for name, module in self._modules.items():
-            module.update = updates.get(name)
+            module.compute(updates.get(name))
         try:
             yield
         finally:
             for module in self._modules.values():
-                module.update = module.own
+                module.compute_own()
 
     def files(self) -> dict[str, bytes]:
         """adapter_config.json and adapter_model.safetensors; the same weights give the same bytes."""
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.parameters.items()}
-        config = json.dumps(self._written_config(), indent=2, sort_keys=True)
+        config = json.dumps(self._config, indent=2, sort_keys=True)
         return {ADAPTER_CONFIG: config.encode() + b"\n", ADAPTER: save(tensors, {"format": "pt"})}
 
-    def _written_config(self) -> dict[str, Any]:
-        settings: dict[str, Any] = self._config.to_dict()  # type: ignore[no-untyped-call]
-        return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+
+def adapt(model: PreTrainedModel, lora: LoRAConfig, base_model: str) -> Adapter:
+    """Put an adapter into a frozen model, in place, equal to the base.
+
+    Args:
+        model: Frozen; its linear modules are replaced by adapted ones.
+        lora: Shape, targets and seed.
+        base_model: The base's name, for adapter_config.json.
+
+    Raises:
+        ConfigError: A target matches no linear module of the decoder layers.
+    """
+    sites = layer_sites(model)
+    names = target_modules(model, lora)
+    config = written_config(lora, base_model, shortest_names(model, names))
+    modules: dict[str, Adapted] = {}
+    for name in names:
+        module = LowRankLinear(cast(nn.Linear, model.get_submodule(name)), lora.rank, lora.alpha / lora.rank)
+        model.set_submodule(name, module)
+        modules[name] = module
+    return Adapter(modules, sites, config, lora.random_state)
+
+
+def written_config(lora: LoRAConfig, base_model: str, targets: Collection[str]) -> dict[str, Any]:
+    """What adapter_config.json says.
+
+    Args:
+        lora: The adapter's shape.
+        base_model: The base's name.
+        targets: The adapted modules, by names that PEFT understands.
+    """
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT only ever divides it
+        target_modules=list(targets),
+        base_model_name_or_path=base_model,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )
+    settings: dict[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+
+
+def layer_sites(model: PreTrainedModel) -> dict[str, Site]:
+    """Every linear module of the decoder layers of a model without adapter, by name."""
+    return {name: Site(linear.in_features, linear.out_features) for name, linear in _layer_linears(model).items()}
 
 
 def target_modules(model: PreTrainedModel, lora: LoRAConfig) -> list[str]:
@@ -177,7 +205,7 @@ def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _shortest_names(model: PreTrainedModel, modules: list[str]) -> list[str]:
+def shortest_names(model: PreTrainedModel, modules: list[str]) -> list[str]:
     """The last words of the modules' names where those mean exactly these modules, else their full names."""
     words = sorted({name.rpartition(".")[2] for name in modules})
     meant = [name for name, _ in model.named_modules() if any(_matches(name, word) for word in words)]

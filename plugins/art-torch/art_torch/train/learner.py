@@ -12,23 +12,23 @@ from threading import Event
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from art_core.adapter_file import refuse_pickles
 from art_core.batch import TrainBatch
-from art_core.protocols.trainer import TrainerSpec
+from art_core.errors import OutOfMemoryError
 from art_core.step import StepConfig, StepResult
-from art_torch.base_model import LoadedBase
-from art_torch.train.adapter import Adapter
 from art_torch.train.admission import require_fit
 from art_torch.train.failure import memory_errors, require_finite
 from art_torch.train.low_rank import LowRank
 from art_torch.train.metric import Tally, idle_metrics
 from art_torch.train.objective import Objective, objectives
 from art_torch.train.optimizer_state import Optimizer
-from art_torch.train.packed_model import PackedModel
 from art_torch.train.packing import unpacked_tokens
+from art_torch.train.pass_model import Trainable
 from art_torch.train.probe import ProbeRows
 from art_torch.train.reference import read_reference
+from art_torch.train.residence import Residence
 from art_torch.train.scoring import score_tokens, stop_if
 from art_torch.train.signal import Signal, make_signal
 
@@ -36,21 +36,40 @@ from art_torch.train.signal import Signal, make_signal
 class Learner:
     """Holds everything a trainer holds, and changes it only whole: a step that raises changes nothing."""
 
-    def __init__(self, base: LoadedBase, spec: TrainerSpec, gradient_checkpointing: bool) -> None:
-        """Prepare a loaded base model for training, with a fresh adapter.
+    def __init__(self, built: Trainable) -> None:
+        """Take over a base model with an adapter in it.
 
         Args:
-            base: Changed in place.
-            spec: Adapter shape and names.
-            gradient_checkpointing: Recompute each layer in the backward pass.
+            built: The adapter is made equal to the base.
+        """
+        self.info = built.info
+        self._model = built.model
+        self._adapter = built.adapter
+        self._optimizer = Optimizer(built.adapter.parameters)
+        self._residence = Residence(built.frozen, self._changing)
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether a step must wait for `onload`."""
+        return self._residence.away
+
+    def offload(self) -> None:
+        """Move base, adapter and optimizer to host memory; idempotent."""
+        self._residence.leave()
+
+    def onload(self) -> None:
+        """Move all of it back, bit for bit; idempotent.
 
         Raises:
-            ConfigError: A LoRA target matches nothing, or the architecture can't be trained in packed passes.
+            OutOfMemoryError: A device is full; the trainer stays offloaded.
         """
-        self.info = base.info
-        self._model = PackedModel(base, gradient_checkpointing)
-        self._adapter = Adapter(base.model, spec.lora, spec.base_model)
-        self._optimizer = Optimizer(self._adapter.parameters)
+        try:
+            self._residence.enter()
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"the trainer does not fit on its device: {error}; free memory there and call onload again",
+                stage="train",
+            ) from error
 
     def reset(self, resume_from: Path | None) -> None:
         """Set weights and optimizer to a saved state, or to a fresh adapter.
@@ -146,7 +165,7 @@ class Learner:
     def _accumulate(self, objective: Objective, tally: Tally, cancelled: Event) -> int:
         """Gradient of one update; gives the number of tokens that went through the model."""
         self._optimizer.clear_gradients()
-        passes = objective.passes()
+        passes = objective.passes(self._model)
         for packed in passes:
             stop_if(cancelled)
             objective.backward(self._model, packed, tally)
@@ -174,11 +193,15 @@ class Learner:
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:
         """Put weights and optimizer back, bit for bit, where the block raises."""
-        live = [*(p.data for p in self._adapter.parameters.values()), *self._optimizer.tensors().values()]
-        kept = [tensor.clone() for tensor in live]
+        live = self._changing()
+        kept = [tensor.detach().clone() for tensor in live]
         try:
             yield
         except BaseException:
             for tensor, copy in zip(live, kept, strict=True):
-                tensor.copy_(copy)
+                tensor.data.copy_(copy)
             raise
+
+    def _changing(self) -> list[Tensor]:
+        """What training changes: the adapter and the optimizer's state."""
+        return [*self._adapter.parameters.values(), *self._optimizer.tensors().values()]

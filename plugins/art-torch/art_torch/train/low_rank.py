@@ -7,7 +7,7 @@ temporary arrays are what memory peaks on; here the update is added in place, fo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,28 @@ class LowRank:
     """(out, rank)."""
     scale: float
     """alpha / rank."""
+
+
+class Adapted(Protocol):
+    """A frozen linear module with an update that is trained, whichever library computes it."""
+
+    @property
+    def a(self) -> nn.Parameter:
+        """(rank, in), float32."""
+        ...
+
+    @property
+    def b(self) -> nn.Parameter:
+        """(out, rank), float32."""
+        ...
+
+    def compute(self, update: LowRank | None) -> None:
+        """From now on the module's result is with another update than the one that is trained; None: the base's."""
+        ...
+
+    def compute_own(self) -> None:
+        """From now on the module's result is with the update that is trained."""
+        ...
 
 
 class LowRankLinear(nn.Module):
@@ -48,16 +70,22 @@ class LowRankLinear(nn.Module):
         """(rank, in), float32 whatever the base is."""
         self.b = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32, device=device))
         """(out, rank), float32 whatever the base is."""
-        self.own = LowRank(self.a, self.b, scale)
-        """The update that is trained."""
-        self.update: LowRank | None = self.own
-        """The update that is computed; None: the base alone. Another than `own` while a reference is scored."""
+        self._own = LowRank(self.a, self.b, scale)
+        self._update: LowRank | None = self._own
+
+    def compute(self, update: LowRank | None) -> None:
+        """See `Adapted`."""
+        self._update = update
+
+    def compute_own(self) -> None:
+        """See `Adapted`."""
+        self._update = self._own
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to (..., in); gives (..., out)."""
-        if self.update is None:
+        update = self._update
+        if update is None:
             return frozen_linear(x, self.base.weight, self.base.bias)
-        update = self.update
         y_LO: Tensor = _LowRank.apply(x.flatten(0, -2), update.a_RI, update.b_OR, update.scale, self.base)  # type: ignore[no-untyped-call]
         return y_LO.view(*x.shape[:-1], -1)
 

@@ -16,8 +16,8 @@ from art_core.step import StepConfig
 from art_torch.train.head import Slope, score, score_with_gradient
 from art_torch.train.loss import TokenLoss, Tokens, policy_loss
 from art_torch.train.metric import Tally
-from art_torch.train.packed_model import PackedModel
-from art_torch.train.packing import Pass, pack
+from art_torch.train.packing import Pass
+from art_torch.train.pass_model import PassModel
 from art_torch.train.signal import Signal
 
 
@@ -52,11 +52,12 @@ class Objective:
         power = self.config.num_trajectories_learning_rate_multiplier_power
         return self.config.learning_rate * math.pow(trajectories, power)
 
-    def passes(self) -> tuple[Pass, ...]:
+    def passes(self, model: PassModel) -> tuple[Pass, ...]:
         """The forward passes that the gradient needs."""
-        return pack(self.batch.tokens_BT, self.scored_BT, self.batch.group_ids_B, self.config.microbatch_tokens)
+        batch = self.batch
+        return model.passes(batch.tokens_BT, self.scored_BT, batch.group_ids_B, self.config.microbatch_tokens)
 
-    def backward(self, model: PackedModel, packed: Pass, tally: Tally) -> None:
+    def backward(self, model: PassModel, packed: Pass, tally: Tally) -> None:
         """Add one pass's share of the gradient, and count what it saw.
 
         Args:
@@ -86,7 +87,7 @@ class Objective:
         torch.autograd.backward(hidden_ND, gradient_ND)
         tally.add(packed, scores, losses)
 
-    def _tokens(self, model: PackedModel, packed: Pass) -> Tokens:
+    def _tokens(self, model: PassModel, packed: Pass) -> Tokens:
         where = (packed.rows_N, packed.columns_N)
         engine_BT = np.where(np.isnan(self.batch.logprobs_BT), self.signal.own_logprobs_BT, self.batch.logprobs_BT)
         corrected = self.config.truncated_importance_sampling is not None

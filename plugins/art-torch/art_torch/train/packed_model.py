@@ -10,10 +10,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from art_core.errors import ConfigError
-from art_torch.base_model import LoadedBase
-from art_torch.train.head import score
 from art_torch.train.packed_attention import IMPLEMENTATION, Layout
 from art_torch.train.packing import Pass, pack
+from art_torch.train.pass_model import score_pass
 
 _SAMPLE_ROWS, _SAMPLE_TOKENS, _SAMPLE_PREFIX = 2, 12, 5
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
@@ -23,35 +22,40 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 class PackedModel:
     """The model's decoder and head, fed with passes."""
 
-    def __init__(self, base: LoadedBase, gradient_checkpointing: bool) -> None:
+    def __init__(self, model: PreTrainedModel, gradient_checkpointing: bool) -> None:
         """Switch a loaded model to packed attention.
 
         Args:
-            base: Changed in place: its attention takes packed passes only, from now on.
+            model: Changed in place: its attention takes packed passes only, from now on.
             gradient_checkpointing: Recompute each layer in the backward pass.
 
         Raises:
             ConfigError: The architecture does something in its attention or its head that passes can't express.
         """
-        model = base.model
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         if not isinstance(head, nn.Linear):
-            raise ConfigError(f"{type(model).__name__} has no linear output layer; the torch trainer needs one")
+            raise ConfigError(f"{type(model).__name__} has no linear output layer; packed passes need one")
         self.head = head
         self._decoder = model.get_decoder()  # type: ignore[no-untyped-call]
-        self._device = base.device
-        expected_N = _plain_sample(model, base.device)
+        self._device = model.device
+        expected_N = _plain_sample(model, self._device)
         model.set_attn_implementation(IMPLEMENTATION)
-        self._verify(expected_N, base)
+        self._verify(expected_N, model)
         if gradient_checkpointing:
             _checkpoint_layers(model)
 
-    def hidden(self, packed: Pass) -> Tensor:
-        """Final hidden states of the predicting positions, (N, D).
+    def passes(
+        self,
+        tokens_BT: NDArray[np.int32],
+        scored_BT: NDArray[np.bool_],
+        group_ids_B: NDArray[np.int32],
+        limit_tokens: int,
+    ) -> tuple[Pass, ...]:
+        """See `packing.pack`."""
+        return pack(tokens_BT, scored_BT, group_ids_B, limit_tokens)
 
-        Args:
-            packed: One pass.
-        """
+    def hidden(self, packed: Pass) -> Tensor:
+        """See `PassModel`."""
         output = self._decoder(
             input_ids=self.to_device(packed.tokens_L)[None],
             position_ids=self.to_device(packed.positions_L)[None],
@@ -61,42 +65,19 @@ class PackedModel:
         hidden_LD: Tensor = output.last_hidden_state[0]
         return hidden_LD.index_select(0, self.to_device(packed.predicting_N))
 
-    def score(
-        self,
-        packed: Pass,
-        tokens_BT: NDArray[np.int32],
-        temperatures_BT: NDArray[np.float32],
-        chunk_tokens: int,
-    ) -> NDArray[np.float32]:
-        """Logprobs of the pass's N scored tokens.
-
-        Args:
-            packed: One pass of the batch.
-            tokens_BT: The batch's tokens.
-            temperatures_BT: What each token's logits are divided by.
-            chunk_tokens: Most tokens whose logits are held at once.
-        """
-        where = (packed.rows_N, packed.columns_N)
-        targets_N = self.to_device(tokens_BT[where]).long()
-        temperatures_N = self.to_device(temperatures_BT[where])
-        with torch.no_grad():
-            scores = score(self.head, self.hidden(packed), targets_N, temperatures_N, chunk_tokens)
-        logprobs_N: NDArray[np.float32] = scores.logprobs_N.cpu().numpy()
-        return logprobs_N
-
     def to_device(self, array: NDArray[np.generic]) -> Tensor:
         """The array as a tensor where the model is."""
         return torch.from_numpy(array).to(self._device)
 
-    def _verify(self, expected_N: NDArray[np.float32], base: LoadedBase) -> None:
-        tokens_BT, scored_BT = _sample(base.model)
+    def _verify(self, expected_N: NDArray[np.float32], model: PreTrainedModel) -> None:
+        tokens_BT, scored_BT = _sample(model)
         (packed,) = pack(tokens_BT, scored_BT, np.zeros(_SAMPLE_ROWS, np.int32), tokens_BT.size)
-        seen_N = self.score(packed, tokens_BT, np.ones(tokens_BT.shape, np.float32), tokens_BT.size)
+        seen_N = score_pass(self, packed, tokens_BT, np.ones(tokens_BT.shape, np.float32), tokens_BT.size)
         worst = float(np.abs(seen_N - expected_N).max())
-        if not worst <= _TOLERANCE[base.dtype]:
+        if not worst <= _TOLERANCE[model.dtype]:
             raise ConfigError(
-                f"{type(base.model).__name__} computes something that packed passes can't express: logprobs differ by "
-                f"{worst:.2g} from plain sequences, allowed {_TOLERANCE[base.dtype]:g}; choose another architecture "
+                f"{type(model).__name__} computes something that packed passes can't express: logprobs differ by "
+                f"{worst:.2g} from plain sequences, allowed {_TOLERANCE[model.dtype]:g}; choose another architecture "
                 "or another trainer"
             )
 

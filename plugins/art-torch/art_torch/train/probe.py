@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from art_core.batch import TrainBatch
 from art_core.step import PROBE_SEQUENCES, PROBE_TOKENS, Probe, StepConfig
-from art_torch.train.packed_model import PackedModel
+from art_torch.train.pass_model import PassModel
 from art_torch.train.scoring import score_tokens
 
 _ROW_TOKENS = PROBE_TOKENS // PROBE_SEQUENCES
@@ -54,7 +54,7 @@ class ProbeRows:
             return None
         return self._cut(np.where(self.scored_BT, logprobs_BT, np.float32(0)))
 
-    def score(self, model: PackedModel, config: StepConfig) -> tuple[NDArray[np.float32], ...]:
+    def score(self, model: PassModel, config: StepConfig) -> tuple[NDArray[np.float32], ...]:
         """Logprobs at temperature 1 under the model's present weights, one array per row; 0 where not scored.
 
         Args:

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from art_core.batch import TrainBatch
 from art_core.step import StepConfig
-from art_torch.train.packed_model import PackedModel
-from art_torch.train.packing import pack
+from art_torch.train.pass_model import PassModel, score_pass
 
 
 class StepCancelledError(Exception):
@@ -28,7 +27,7 @@ def stop_if(cancelled: Event) -> None:
 
 
 def score_tokens(
-    model: PackedModel,
+    model: PassModel,
     batch: TrainBatch,
     wanted_BT: NDArray[np.bool_],
     config: StepConfig,
@@ -50,10 +49,10 @@ def score_tokens(
         StepCancelledError: `cancelled` was set.
     """
     logprobs_BT = np.full(wanted_BT.shape, np.nan, np.float32)
-    for packed in pack(batch.tokens_BT, wanted_BT, batch.group_ids_B, config.microbatch_tokens):
+    for packed in model.passes(batch.tokens_BT, wanted_BT, batch.group_ids_B, config.microbatch_tokens):
         if cancelled is not None:
             stop_if(cancelled)
-        logprobs_BT[packed.rows_N, packed.columns_N] = model.score(
-            packed, batch.tokens_BT, batch.temperatures_BT, config.logprob_chunk_tokens
+        logprobs_BT[packed.rows_N, packed.columns_N] = score_pass(
+            model, packed, batch.tokens_BT, batch.temperatures_BT, config.logprob_chunk_tokens
         )
     return logprobs_BT
