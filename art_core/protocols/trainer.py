@@ -16,6 +16,11 @@ are as they were. After that update has begun it is finished.
 
 Failure. A `step` that raises leaves weights and optimizer as they were, bit for bit.
 
+Another trainer's checkpoint. A run may go on with another trainer, so `start` takes an adapter that any trainer has
+saved, exactly. The metadata of optimizer.safetensors has an entry ``layout``, a name for how the state is laid out. A
+trainer goes on with a state whose layout it knows; with any other its optimizer starts afresh, and it logs a warning
+that says so.
+
 Determinism. On one CPU machine the same seed, state and batch give a bit-identical adapter.
 """
 
@@ -63,8 +68,8 @@ class Trainer(Protocol):
 
         Args:
             spec: Base model and adapter shape.
-            resume_from: A checkpoint directory that this trainer's `save` wrote (adapter and optimizer files);
-                None: a fresh adapter, equal to the base. Without optimizer files the optimizer starts afresh.
+            resume_from: A checkpoint directory that a trainer's `save` wrote (adapter and optimizer files); None: a
+                fresh adapter, equal to the base. Without optimizer files the optimizer starts afresh.
 
         Raises:
             ConfigError: Base model missing or not a causal LM, or a LoRA target that matches nothing.
@@ -91,7 +96,7 @@ class Trainer(Protocol):
         ...
 
     async def save(self, directory: Path) -> None:
-        """Write adapter_config.json, adapter_model.safetensors (PEFT layout) and optimizer.safetensors.
+        """Write adapter_config.json, adapter_model.safetensors (PEFT layout) and optimizer.safetensors, labelled.
 
         Args:
             directory: An existing empty directory; the files need not be fsynced.

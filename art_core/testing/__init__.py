@@ -26,6 +26,8 @@ from art_core.testing.store.copy import StoreCopies
 from art_core.testing.store.deletion import StoreDeletions
 from art_core.testing.store.race import StoreRaces
 from art_core.testing.trainer.handover import TrainerHandovers
+from art_core.testing.trainer.parity import TrainerParity
+from art_core.testing.trainer.resume import TrainerResumes
 from art_core.testing.trainer.state import TrainerLife, TrainerStates
 from art_core.testing.trainer.step import TrainerSteps
 
@@ -48,6 +50,8 @@ __all__ = [
     "TrainerConformance",
     "TrainerHandovers",
     "TrainerLife",
+    "TrainerParity",
+    "TrainerResumes",
     "TrainerStates",
     "TrainerSteps",
 ]
@@ -60,7 +64,7 @@ class EngineConformance(EngineLife, EngineProofs, EngineAdapters, EngineAnswers)
     """
 
 
-class TrainerConformance(TrainerLife, TrainerHandovers, TrainerStates, TrainerSteps):
+class TrainerConformance(TrainerLife, TrainerHandovers, TrainerStates, TrainerResumes, TrainerParity, TrainerSteps):
     """Every promise of `art_core.protocols.trainer`. Fixtures: `part`, `base_model`; `options` has a default."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from art_core.adapter_file import read_bytes
 from art_core.errors import CheckpointCorruptError
+from art_core.file_record import open_regular
 
 _HEADER_LIMIT_BYTES = 16 << 20
 
@@ -48,6 +50,21 @@ def read_tensors(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not torch.isfinite(seen).all():
             raise _corrupt(f"{path.name}: tensor {name!r} has a NaN or infinite value")
     return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; no tensor is read.
+
+    Raises:
+        CheckpointCorruptError: Not safetensors.
+    """
+    with open_regular(path) as (file, size):
+        header_bytes = int.from_bytes(file.read(8), "little")
+        data = file.read(header_bytes) if header_bytes <= min(_HEADER_LIMIT_BYTES, size) else b""
+    try:
+        return dict(json.loads(data).get("__metadata__", {}))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _corrupt(f"{path.name} in {path.parent} is not a safetensors file: {error}") from error
 
 
 def _corrupt(message: str) -> CheckpointCorruptError:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from art_torch.options import TorchTrainerOptions
+from art_torch.tensor_file import read_metadata
 from art_torch.train.adapter import target_modules
 from art_torch.trainer import TorchTrainer
 from peft import PeftModel
@@ -111,7 +112,8 @@ def _change(file: str, tensor: str, change: Callable[[torch.Tensor], torch.Tenso
         tensors = load_file(directory / file)
         name = next(name for name in sorted(tensors) if tensor in name)
         changed = change(tensors.pop(name))
-        save_file(tensors if changed is None else tensors | {name: changed}, directory / file)
+        metadata = read_metadata(directory / file)
+        save_file(tensors if changed is None else tensors | {name: changed}, directory / file, metadata)
 
     return apply
 

@@ -26,8 +26,17 @@ _PREFIX = "base_model.model."
 """What PEFT's files put before a parameter's name."""
 
 _CONFIG_LIMIT_BYTES = 1 << 20
-_SCALE_KEYS = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias", "fan_in_fan_out")
-"""Keys of adapter_config.json that change what the tensors compute."""
+_SCALE_KEYS: Mapping[str, object] = {
+    "r": None,
+    "lora_alpha": None,
+    "use_rslora": False,
+    "use_dora": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "bias": "none",
+    "fan_in_fan_out": False,
+}
+"""Keys of adapter_config.json that change what the tensors compute, and what a missing one means to PEFT."""
 
 
 class Adapter:
@@ -80,10 +89,10 @@ class Adapter:
             raise CheckpointCorruptError(f"{path.name} in {directory} is not JSON: {error}", stage="train") from error
         if not isinstance(seen, dict):
             raise CheckpointCorruptError(f"{path.name} in {directory} is not a JSON object", stage="train")
-        for key in _SCALE_KEYS:
-            if seen.get(key) != self._config[key]:
+        for key, absent in _SCALE_KEYS.items():
+            if (value := seen.get(key, absent)) != self._config[key]:
                 raise CheckpointCorruptError(
-                    f"{path.name}: {key} is {seen.get(key)!r}; this trainer was started with {self._config[key]!r}",
+                    f"{path.name}: {key} is {value!r}; this trainer was started with {self._config[key]!r}",
                     stage="train",
                 )
         return read_tensors(directory / ADAPTER, self.parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,13 @@ from torch import Tensor, nn
 from art_core.checkpoint import OPTIMIZER
 from art_core.errors import CheckpointCorruptError
 from art_core.step import StepConfig
-from art_torch.tensor_file import read_tensors
+from art_torch.tensor_file import read_metadata, read_tensors
+
+LAYOUT = "adamw by peft name, 1"
+"""How the state is laid out in its file; every trainer that keeps its state in this class goes on with the others'.
+The file's only entry of metadata: safetensors writes several in no fixed order, and equal states have equal bytes."""
+
+_log = logging.getLogger("art.trainer")
 
 
 class Optimizer:
@@ -68,13 +75,23 @@ class Optimizer:
         """Read and check what `files` gave; the state is not changed.
 
         Returns:
-            The tensors; None where the directory has no optimizer file.
+            The tensors; None where the directory has no optimizer file, or one whose state is laid out in another way:
+            that is said in a warning.
 
         Raises:
             CheckpointCorruptError: The file is damaged or belongs to other parameters.
         """
         path = directory / OPTIMIZER
         if not os.path.lexists(path):
+            return None
+        if (layout := read_metadata(path).get("layout")) != LAYOUT:
+            _log.warning(
+                "%s holds an optimizer state laid out as %r, and this trainer goes on with %r alone: the adapter is "
+                "the saved one, and Adam starts afresh",
+                path,
+                layout,
+                LAYOUT,
+            )
             return None
         tensors = read_tensors(path, self.tensors())
         for name, value in tensors.items():
@@ -89,4 +106,4 @@ class Optimizer:
 
     def files(self) -> dict[str, bytes]:
         """optimizer.safetensors; the same state gives the same bytes."""
-        return {OPTIMIZER: save({name: value.cpu() for name, value in self.tensors().items()}, {"format": "pt"})}
+        return {OPTIMIZER: save({name: value.cpu() for name, value in self.tensors().items()}, {"layout": LAYOUT})}
