@@ -130,6 +130,7 @@ async def open_backend(parts: Parts, spec: BackendSpec, observers: Observers) ->
             spec, parts, store, endpoint.model, slots, info, route, gateway, recovery, observers, position
         )
         newest = newest or await store_first_step(backend)
+        await unload_strays(parts.engine, route)  # an engine that somebody else runs outlives a client that is killed
         route.flip(await parts.publisher.publish(route.public_name(newest.step), newest))
         recovery.watch(start_s)
         backend.resources.push_async_exit(stack.pop_all())

@@ -171,6 +171,13 @@ def _unnamed(plugins: Plugins, kind: Kind, named: str | None, given: Given | Non
         return _named(plugins, kind, named, f"named by ART_{kind.upper()}", given)
     if kind in PRESET:
         return _named(plugins, kind, PRESET[kind], "preset", given)
+    if given is not None and (wanted := given.values.keys() - set(given.foreign)):
+        everyone = plugins.candidates(kind)
+        able = [each for each in everyone if wanted <= each.part.options.model_fields.keys()]
+        if 0 < len(able) < len(everyone):
+            # its options may say where its library is: whether it can work here is known only with them
+            part = next((each.part for each in able if each.unusable is None), able[0].part)
+            return Selected(part, part.options(), f"automatic, it has the option {', '.join(sorted(wanted))}")
     part = plugins.best(kind)
     others = [each for each in plugins.candidates(kind) if each.part != part]
     beaten = [f"{each.part.name!r} ({each.part.priority})" for each in others if each.unusable is None]

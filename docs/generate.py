@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from art_core.config import Environment, LoRAConfig, PartOptions, Timeouts
 from art_core.part import Part
 from art_core.plugins import KINDS, Kind
@@ -101,18 +103,24 @@ def section(distribution: str, kind: Kind, part: Part) -> str:
     return f"{title}{first_sentences(cls)}\n\n{listed}"
 
 
-def option_rows(cls: type[PartOptions]) -> Iterator[tuple[str, ...]]:
-    """A row for each option of a part, those that it inherits included."""
-    classes = [each for each in reversed(cls.__mro__) if issubclass(each, PartOptions) and each is not PartOptions]
+def option_rows(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, ...]]:
+    """A row for each option of a part, those that it inherits included; for a record of options, one for each in it."""
+    classes = [each for each in reversed(cls.__mro__) if issubclass(each, BaseModel) and each not in BASES]
     sentences = {name: text for each in classes for name, text in docstrings(each).items()}
     types = {name: text for each in classes for name, text in written_types(each).items()}
     for name, field in cls.model_fields.items():
         limits = [
             f"{sign} {getattr(each, word)}" for each in field.metadata for word, sign in SIGNS if word in dir(each)
         ]
-        yield f"`{name}`", f"`{types[name]}`", f"`{field.default!r}`", ", ".join(limits), sentences[name]
+        value, record = field.get_default(call_default_factory=True), field.annotation
+        if not (inspect.isclass(record) and issubclass(record, BaseModel)):
+            yield f"`{prefix}{name}`", f"`{types[name]}`", f"`{value!r}`", ", ".join(limits), sentences[name]
+        else:
+            yield f"`{prefix}{name}`", f"`{types[name]}`", f"`{types[name]}()`", "", sentences[name]
+            yield from option_rows(record, f"{prefix}{name}.")
 
 
+BASES = (BaseModel, PartOptions)
 SIGNS = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
 
 

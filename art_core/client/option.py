@@ -157,6 +157,7 @@ class VllmRuntimeArgs(TypedDict, total=False):
     local_checkpoint_root: str | None
     server_checkpoint_root: str | None
     health_timeout_s: float
+    score: bool
     worker_extension: bool
 
 

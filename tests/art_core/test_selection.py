@@ -55,6 +55,22 @@ def test_the_option_goes_before_the_variable_before_the_preset(tmp_path: Path, m
     assert selected("store", FileStoreOptions(), store="two") == ("file", "named by the option store")
 
 
+def test_an_option_that_some_parts_lack_chooses_among_those_that_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    install(tmp_path, "first", _engine("first", ", priority=900"))
+    second = _engine("second", ", priority=800").replace('part = "second"', 'part = "second"\n    runtime: str = ""')
+    install(tmp_path, "second", second)
+    given = Given({"runtime": "there", "usual": 1}, foreign={"usual"})
+    seen = select(Plugins(), "engine", None, Environment(), given)
+    assert (seen.part.name, seen.reason) == ("second", "automatic, it has the option runtime")
+    assert seen.options.model_dump()["runtime"] == "there"
+    assert select(Plugins(), "engine", None, Environment(), Given({"usual": 1}, foreign={"usual"})).part.name == "first"
+    with pytest.raises(ConfigError, match="'first' has no option 'runtim'"):
+        select(Plugins(), "engine", None, Environment(), Given({"runtim": 1}))
+
+
 def test_the_reason_of_an_automatic_choice_names_those_that_were_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,12 +12,13 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from art_core.checkpoint import StoredCheckpoint
 from art_core.config import Timeouts
 from art_core.engine_server import EngineServer
 from art_core.errors import EngineDiedError, EngineError
 from art_core.protocols.engine import LoadedAdapter
 from art_vllm.door import STATE
-from art_vllm.failures import death, refusal
+from art_vllm.failures import ROOTS, death, refusal
 
 MOST_LOGPROBS = -1
 """What vLLM takes for "of every token"."""
@@ -134,6 +135,25 @@ class Api:
         results = await self.call_workers("art_digest", str(number), directory)
         slots, expected = ([each[key] for each in results] for key in ("slot", "expected"))
         return LoadedAdapter(name, _together(slots), _together(expected))
+
+    async def require_files(self, checkpoint: StoredCheckpoint, directory: str) -> None:
+        """Refuse an adapter whose files are others where the server runs: the weight proof reads them there.
+
+        Args:
+            checkpoint: What they must be.
+            directory: Theirs, as the server calls it.
+
+        Raises:
+            EngineError: They can't be read, or differ.
+        """
+        files = checkpoint.manifest.files
+        for result in await self.call_workers("art_files", directory):
+            other = [name for name, sha256 in result["files"].items() if sha256 != files[name].sha256]
+            if other:
+                raise EngineError(
+                    f"{other[0]} in {directory}, where the server runs, is not that of {checkpoint.directory} here; "
+                    f"{ROOTS}"
+                )
 
     async def score(self, name: str, sequences: Sequence[NDArray[np.int32]], longest: int) -> list[NDArray[np.float32]]:
         """Logprobs of given tokens; see `InferenceEngine.score`.

@@ -11,10 +11,11 @@ from typing import Any
 from art_core.base_model import BaseIdentity, ModelInfo, base_digest, local_directory
 from art_core.config import Timeouts
 from art_core.engine_server import EngineServer
-from art_core.errors import ConfigError, EngineError, EngineStartError, nearest
+from art_core.errors import ConfigError, EngineError
 from art_core.protocols.engine import Endpoint, EngineSpec
-from art_vllm.argument import EXTENSION
+from art_vllm.api import Api
 from art_vllm.options import Runtime, VllmOptions
+from art_vllm.stock import Served, healthy, inspect, require_vocabulary
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,13 @@ class Paths:
         """
         if self.here is None or self.there is None:
             return str(directory)
-        if not directory.is_relative_to(self.here):
-            raise EngineError(f"{directory} is not below vllm_runtime['local_checkpoint_root'], {self.here}")
-        return str(self.there / directory.relative_to(self.here))
+        for own, root in ((directory, self.here), (directory.resolve(), self.here.resolve())):
+            if own.is_relative_to(root):
+                return str(self.there / own.relative_to(root))
+        raise EngineError(
+            f"checkpoint {directory} is not below vllm_runtime['local_checkpoint_root'], {self.here}, so the server "
+            f"can't see it; give a root that holds LocalBackend(path=…)"
+        )
 
     def from_server(self, directory: Path) -> Path:
         """What we call a directory of the server's."""
@@ -49,7 +54,7 @@ class Paths:
         return self.here / directory.relative_to(self.there)
 
 
-async def attach(options: VllmOptions, spec: EngineSpec, timeouts: Timeouts) -> tuple[EngineServer, Endpoint, Path]:
+async def attach(options: VllmOptions, spec: EngineSpec, timeouts: Timeouts) -> tuple[Api, Endpoint, Path]:
     """Find the server and check that it serves what is asked for.
 
     Args:
@@ -58,7 +63,7 @@ async def attach(options: VllmOptions, spec: EngineSpec, timeouts: Timeouts) -> 
         timeouts: For its answers.
 
     Returns:
-        The server, its endpoint and the base model's directory here.
+        Who asks it, its endpoint and the base model's directory here.
 
     Raises:
         ConfigError: It serves something else.
@@ -71,48 +76,27 @@ async def attach(options: VllmOptions, spec: EngineSpec, timeouts: Timeouts) -> 
     url = str(runtime.server_url).rstrip("/").removesuffix("/v1")
     headers = {"Authorization": f"Bearer {runtime.api_key}"} if runtime.api_key else {}
     server = EngineServer("vllm", url, headers, None, timeouts)
-    await _healthy(server, runtime.health_timeout_s, timeouts)
-    listed = (await server.ask("GET", "/v1/models", None, timeouts.connect_s)).json()["data"]
-    bases = {card["id"]: card for card in listed if not card["parent"]}
-    if spec.base_name not in bases:
-        raise ConfigError(
-            f"the vLLM server at {url} does not serve {spec.base_name!r}, {nearest(spec.base_name, bases)}; start it "
-            f"with --served-model-name {spec.base_name}"
-        )
+    await healthy(server, runtime.health_timeout_s, timeouts)
+    served = await inspect(server, options, spec, timeouts)
+    model = await asyncio.to_thread(_model, options, spec, directory, served.context_tokens)
+    await require_vocabulary(server, spec.base_name, model.vocab_size, timeouts)
+    api = Api(server, timeouts, own=False)
+    await _require_base(api, served, runtime, model.identity)
+    return api, Endpoint(url, runtime.api_key or "", model, options.max_loras), directory
+
+
+async def _require_base(api: Api, served: Served, runtime: Runtime, own: BaseIdentity) -> None:
+    """Compare the base model's files where they can be seen: by the workers, or here on one file system with them."""
     if runtime.worker_extension:
-        await _require_extension(server, timeouts)
-    model = await asyncio.to_thread(_model, options, spec, directory, bases[spec.base_name]["max_model_len"])
-    return server, Endpoint(url, runtime.api_key or "", model, options.max_loras), directory
-
-
-async def _healthy(server: EngineServer, timeout_s: float, timeouts: Timeouts) -> None:
-    last = ""
-    try:
-        async with asyncio.timeout(timeout_s):
-            while True:
-                try:
-                    response = await server.ask("GET", "/health", None, timeouts.connect_s)
-                    if response.status_code == 200:
-                        return
-                    last = f"status {response.status_code}"
-                except EngineError as error:
-                    last = str(error)
-                await asyncio.sleep(timeouts.health_s)
-    except TimeoutError as error:
-        raise EngineStartError(
-            f"the vLLM server at {server.base_url} was not healthy within {timeout_s:g} s: {last}; start it, or "
-            f"correct vllm_runtime['server_url']",
-            stage="start",
-        ) from error
-
-
-async def _require_extension(server: EngineServer, timeouts: Timeouts) -> None:
-    """Look before calling it: a method that the worker lacks would end somebody's server."""
-    response = await server.ask("GET", "/server_info", None, timeouts.load_adapter_s)
-    if EXTENSION not in response.text:
+        digests = {each["digest"] for each in await api.call_workers("art_base")} - {None}
+    elif runtime.server_checkpoint_root is None and served.root.is_dir():
+        digests = {await asyncio.to_thread(base_digest, served.root)}
+    else:
+        return
+    if digests - {own.digest}:
         raise ConfigError(
-            f"the vLLM server at {server.base_url} does not show our worker extension; start it with "
-            f"VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {EXTENSION}, or leave worker_extension out"
+            f"the vLLM server at {api.server.base_url} serves other files than the base model {own.name!r} has here "
+            f"({served.root}: digest {min(digests)[:12]}, here {own.digest[:12]}); start it with the same files"
         )
 
 

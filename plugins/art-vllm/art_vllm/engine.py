@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from art_core.base_model import BaseIdentity, ModelInfo, base_digest
 from art_core.capability import Capabilities, Capability
 from art_core.checkpoint import StoredCheckpoint
 from art_core.config import Timeouts
-from art_core.errors import EngineError, EngineUnavailableError, StaleWeightsError
+from art_core.errors import EngineDiedError, EngineError, EngineUnavailableError, StaleWeightsError
 from art_core.protocols.engine import Endpoint, EngineHealth, EngineSpec, LoadedAdapter
 from art_vllm.api import Api, State
 from art_vllm.attach import Paths, attach
 from art_vllm.launch import launch
 from art_vllm.options import VllmOptions
+
+_log = logging.getLogger("art.engine")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class VllmEngine:
         """Whether the worker may hold adapters whose names are gone."""
         self._asleep: int | None = None
         """The level at which it sleeps; None: it is awake."""
+        self._lent: set[str] = set()
+        """Names that we have loaded into a server that somebody else runs, which outlives us."""
 
     async def start(self, spec: EngineSpec) -> Endpoint:
         """See `InferenceEngine.start`."""
@@ -72,6 +77,11 @@ class VllmEngine:
         """See `InferenceEngine.health`."""
         running = self._started()
         state = await running.api.state()
+        if lost := self._lent - state.adapters.keys():
+            raise EngineDiedError(
+                f"the vLLM server at {running.api.server.base_url} has lost {', '.join(sorted(lost))}: it was started "
+                f"again, or somebody has unloaded that"
+            )
         adapters = {name: running.paths.from_server(held.directory) for name, held in state.adapters.items()}
         return EngineHealth(adapters, sum(state.running.values()))
 
@@ -84,7 +94,7 @@ class VllmEngine:
         self._require_free(name, running, await running.api.state())
         self._untidy = True
         try:
-            loaded = await self._load(name, running.paths.to_server(directory), running.api)
+            loaded = await self._load(name, checkpoint, running)
         except EngineError:
             await self.unload_adapter(name)
             raise
@@ -95,11 +105,13 @@ class VllmEngine:
         """See `InferenceEngine.unload_adapter`."""
         api = self._started().api
         self._untidy = True
+        self._lent.discard(name)
         await api.unload(name)
         await self._tidy(api)
 
     async def score(self, name: str, sequences: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
         """See `InferenceEngine.score`."""
+        self._capabilities.require(Capability.SCORE, "engine 'vllm'")
         running = self._awake()
         return await running.api.score(name, sequences, running.endpoint.model.context_tokens)
 
@@ -138,14 +150,28 @@ class VllmEngine:
     async def stop(self) -> None:
         """See `InferenceEngine.stop`."""
         running, self._running = self._running, None
-        if running is not None:
-            await running.api.server.stop()
+        if running is None:
+            return
+        await running.api.server.stop()
+        try:
+            async with asyncio.timeout(self._timeouts.engine_stop_s):
+                await self._take_back(running.api, self._lent.copy())
+        except (EngineError, TimeoutError) as error:  # gone; should it come back, `start` takes them out
+            _log.warning("the vLLM server at %s keeps %s: %s", running.api.server.base_url, self._lent, error)
+
+    async def _take_back(self, api: Api, names: set[str]) -> None:
+        """Take adapters of ours out of a server that somebody else runs."""
+        for name in sorted(names):
+            await api.unload(name)
+            self._lent.discard(name)
 
     async def _start(self, spec: EngineSpec) -> _Running:
         if self._options.external:
-            server, endpoint, directory = await attach(self._options, spec, self._timeouts)
-            api, paths = Api(server, self._timeouts, own=False), Paths.of(self._options.runtime)
-            return _Running(api, spec, endpoint, await asyncio.to_thread(adaptable_modules, directory), paths)
+            api, endpoint, directory = await attach(self._options, spec, self._timeouts)
+            await self._take_back(api, self._lent & (await api.state()).adapters.keys())
+            self._lent.clear()
+            sites, paths = await asyncio.to_thread(adaptable_modules, directory), Paths.of(self._options.runtime)
+            return _Running(api, spec, endpoint, sites, paths)
         launched = await launch(self._options, spec, self._timeouts)
         hello, directory = launched.hello, Path(launched.hello["directory"])
         model = ModelInfo(
@@ -179,19 +205,22 @@ class VllmEngine:
                 f"unloaded adapters whose requests still run); unload one, or raise max_loras"
             )
 
-    async def _load(self, name: str, directory: str, api: Api) -> LoadedAdapter:
+    async def _load(self, name: str, checkpoint: StoredCheckpoint, running: _Running) -> LoadedAdapter:
+        api, directory = running.api, running.paths.to_server(checkpoint.directory.absolute())
+        if api.own:
+            await api.load(name, directory)
+            held = (await api.state()).adapters.get(name)
+            return await self._prove(name, None if held is None else held.number, directory, api)
         proves = Capability.WEIGHT_PROOF in self._capabilities
-        before = await api.numbers() if proves and not api.own else set[int]()
+        before = await api.numbers() if proves else set[int]()
         await api.load(name, directory)
+        self._lent.add(name)
         if not proves:
             return LoadedAdapter(name)
-        if api.own:
-            held = (await api.state()).adapters.get(name)
-            number = None if held is None else held.number
-        else:  # a stock server does not say which number a name has: it must be the one that is new
-            new = await api.numbers() - before
-            number = new.pop() if len(new) == 1 else None
-        return await self._prove(name, number, directory, api)
+        await api.require_files(checkpoint, directory)
+        # a stock server does not say which number a name has: it must be the one that is new
+        new = await api.numbers() - before
+        return await self._prove(name, new.pop() if len(new) == 1 else None, directory, api)
 
     async def _prove(self, name: str, number: int | None, directory: str, api: Api) -> LoadedAdapter:
         if Capability.WEIGHT_PROOF not in self._capabilities:

@@ -7,6 +7,7 @@ consequences that they usually bring along: of several lines in a log the first 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -91,9 +92,26 @@ _START = (
     ),
 )
 
-_BAD_ADAPTER = re.compile(
-    r"is greater than max_lora_rank|expected target modules|doesn't contain tensors|No adapter found|size mismatch"
+ROOTS = (
+    "where the server sees another file system, vllm_runtime['local_checkpoint_root'] and ['server_checkpoint_root'] "
+    "must be one directory under two names"
 )
+"""What to do where a server does not find a checkpoint that is there."""
+
+_BAD_ADAPTER = re.compile(r"expected target modules|doesn't contain tensors|size mismatch")
+_FOREIGN = (
+    _cause(
+        r"LoRA rank (?P<rank>\d+) is greater than max_lora_rank",
+        "start the server with --max-lora-rank {rank}, or give lora_config a lower rank",
+    ),
+    _cause(r"LoRA is not enabled", "start the server with --enable-lora"),
+    _cause(r"No adapter found", ROOTS),
+    _cause(
+        r"^Not Found$",
+        "the server needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment, and VLLM_SERVER_DEV_MODE=1 for proofs",
+    ),
+)
+"""Refusals that only a server of somebody else's gives: ours is started for what it is to do."""
 
 
 def start_cause(log: str) -> str | None:
@@ -102,8 +120,12 @@ def start_cause(log: str) -> str | None:
     Args:
         log: Text of vLLM's log.
     """
-    for row in _START:
-        if found := row.pattern.search(log):
+    return _advice(_START, log)
+
+
+def _advice(table: Sequence[_Cause], said: str) -> str | None:
+    for row in table:
+        if found := row.pattern.search(said):
             return row.advice.format(**found.groupdict())
     return None
 
@@ -117,6 +139,8 @@ def refusal(response: httpx.Response, what: str) -> ArtError:
     """
     said = _message(response)
     text = f"engine 'vllm' could not {what}: {said} (status {response.status_code})"
+    if step := _advice(_FOREIGN, said):
+        text = f"{text}; {step}"
     if response.status_code in (401, 403):
         return EngineUnavailableError(f"{text}; the server has another key: correct vllm_runtime['api_key']")
     if response.status_code == 503 or "EngineCore encountered an issue" in said or "EngineDeadError" in said:
@@ -125,11 +149,6 @@ def refusal(response: httpx.Response, what: str) -> ArtError:
         return CheckpointCorruptError(text, stage="load")
     if response.status_code == 404 and re.search("model .* (does not exist|is not served)", said):
         return NoRouteError(text)
-    if response.status_code == 404 and said == "Not Found":
-        return EngineError(
-            f"{text}; a server that somebody else runs needs VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment and "
-            f"VLLM_SERVER_DEV_MODE=1 for proofs"
-        )
     return EngineError(text)
 
 

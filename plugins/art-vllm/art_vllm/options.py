@@ -28,6 +28,10 @@ class Runtime(BaseModel):
     """external: where the server's file system holds `local_checkpoint_root`; both or neither."""
     health_timeout_s: float = Field(default=60.0, gt=0)
     """external: how long `start` waits for the server to answer."""
+    score: bool = False
+    """external: it was started with ``--lora-target-modules``, the head not among them, so that publications have the
+    behaviour proof. No other is asked to score: beside other requests that ends a vLLM whose head takes adapters.
+    Checked at the start where the server shows it (``VLLM_SERVER_DEV_MODE=1``)."""
     worker_extension: bool = False
     """external: it was started with ``--worker-extension-cls art_vllm.worker_extension.SlotProof`` and
     ``VLLM_SERVER_DEV_MODE=1``, so that publications have the weight proof; checked at the start."""

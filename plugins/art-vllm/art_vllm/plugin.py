@@ -34,7 +34,9 @@ def capabilities(options: VllmOptions) -> Capabilities:
     """What the engine declares with these options."""
     from art_vllm.preflight import wants_cuda
 
-    declared: dict[Capability, Support] = {Capability.SCORE: FULL, Capability.STREAM_TOKEN_IDS: FULL}
+    declared: dict[Capability, Support] = {Capability.STREAM_TOKEN_IDS: FULL}
+    if not options.external or options.runtime.score:
+        declared[Capability.SCORE] = FULL
     if options.weight_proof and (not options.external or options.runtime.worker_extension):
         declared[Capability.WEIGHT_PROOF] = FULL
     if options.enable_sleep_mode and not options.external and wants_cuda(options):

@@ -6,6 +6,7 @@ these return it as data. They read attributes that vLLM calls private; the tests
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 
 from art_vllm.slot import digests
 
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
 
 class SlotProof:
-    """Digests of slots, and slots freed; mixed into the worker, whose attributes it uses."""
+    """Digests of slots and of their files, and slots freed; mixed into the worker, whose attributes it uses."""
 
     model_runner: Any
 
@@ -53,6 +56,31 @@ class SlotProof:
         """
         return _as_data(lambda: self._art_reload(json.loads(adapters)))
 
+    def art_base(self) -> dict[str, Any]:
+        """Digest the base model's files, as `art_core.base_model.base_digest` does.
+
+        Returns:
+            ``{"digest"}``, None where the model is no local directory; or ``{"error"}``.
+        """
+        return _as_data(self._art_base)
+
+    def art_files(self, directory: str) -> dict[str, Any]:
+        """Digest a checkpoint's files as this process sees them, which may be on another machine.
+
+        Args:
+            directory: The checkpoint's, as this process sees it.
+
+        Returns:
+            ``{"files"}``, name to sha256 in hex of what an adapter is read from; or ``{"error"}``.
+        """
+        return _as_data(lambda: {"files": {name: _sha256(Path(directory) / name) for name in _FILES}})
+
+    def _art_base(self) -> dict[str, Any]:
+        from art_core.base_model import base_digest
+
+        model = Path(self.model_runner.model_config.model)
+        return {"digest": base_digest(model) if model.is_dir() else None}
+
     def _art_digest(self, adapter: int, directory: Path) -> dict[str, Any]:
         manager = self.model_runner.lora_manager._adapter_manager
         if adapter not in manager.lora_index_to_id:
@@ -75,6 +103,11 @@ class SlotProof:
         for name, number, directory in adapters:
             manager.add_adapter(LoRARequest(name, number, directory))
         return {"reloaded": [number for _, number, _ in adapters]}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _as_data(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:

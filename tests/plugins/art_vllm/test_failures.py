@@ -55,10 +55,18 @@ def test_a_log_that_says_nothing_known_has_no_cause() -> None:
         (404, {"detail": "Not Found"}, EngineError, "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"),
         (
             500,
-            {"error": {"message": "LoRA rank 16 is greater than max_lora_rank 8."}},
-            CheckpointCorruptError,
-            "rank 16",
+            {"error": {"message": "Worker failed with error 'LoRA rank 16 is greater than max_lora_rank 8.'"}},
+            EngineError,
+            "--max-lora-rank 16",
         ),
+        (500, {"error": {"message": "Worker failed with error 'LoRA is not enabled.'"}}, EngineError, "--enable-lora"),
+        (
+            404,
+            {"error": {"message": "Loading lora m@1 failed: No adapter found for <path>"}},
+            EngineError,
+            "server_checkpoint_root",
+        ),
+        (400, {"error": {"message": "expected target modules in ['q']"}}, CheckpointCorruptError, "expected target"),
         (400, {"error": {"message": "The lora adapter 'm@1' has already been loaded"}}, EngineError, "already"),
     ],
 )

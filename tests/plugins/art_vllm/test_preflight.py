@@ -106,6 +106,6 @@ def test_what_is_declared_depends_on_the_options(monkeypatch: pytest.MonkeyPatch
     assert Capability.WEIGHT_PROOF in capabilities(VllmOptions())
     assert Capability.WEIGHT_PROOF not in capabilities(VllmOptions(weight_proof=False))
     stock = Runtime(mode="external", server_url="http://127.0.0.1:1")
-    assert set(capabilities(VllmOptions(runtime=stock)).declared) == {Capability.SCORE, Capability.STREAM_TOKEN_IDS}
-    extended = stock.model_copy(update={"worker_extension": True})
-    assert Capability.WEIGHT_PROOF in capabilities(VllmOptions(runtime=extended))
+    assert set(capabilities(VllmOptions(runtime=stock)).declared) == {Capability.STREAM_TOKEN_IDS}
+    for option, capability in (("worker_extension", Capability.WEIGHT_PROOF), ("score", Capability.SCORE)):
+        assert capability in capabilities(VllmOptions(runtime=stock.model_copy(update={option: True})))

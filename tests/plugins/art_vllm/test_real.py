@@ -20,7 +20,7 @@ import pytest
 from art_vllm import argument
 from art_vllm.argument import argument_names, find_installed
 from art_vllm.engine import VllmEngine
-from art_vllm.options import Runtime, VllmOptions
+from art_vllm.options import VllmOptions
 from art_vllm.plugin import capabilities
 
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
@@ -28,7 +28,7 @@ from art_core.capability import FULL, Capabilities, Capability
 from art_core.checkpoint import StoredCheckpoint
 from art_core.config import Environment
 from art_core.environment import interpreter
-from art_core.errors import ConfigError, EngineDiedError, EngineError, StaleWeightsError
+from art_core.errors import EngineDiedError, EngineError, StaleWeightsError
 from art_core.local_store import LocalStore
 from art_core.policy import ProofKind
 from art_core.protocols.engine import Endpoint, EngineSpec
@@ -255,31 +255,6 @@ def argument_environment() -> Any:
     from art_vllm.requirement import ENVIRONMENT
 
     return ENVIRONMENT
-
-
-async def test_a_server_that_somebody_else_runs(bench: Bench, tmp_path: Path) -> None:
-    only_float32(bench)
-    runtime = Runtime(mode="external", server_url=f"{bench.endpoint.base_url}/v1", api_key=bench.endpoint.api_key)
-    options = VllmOptions(runtime=runtime, dtype="float32")
-    engine = VllmEngine(options, capabilities(options))
-    endpoint = await engine.start(EngineSpec(str(bench.model), "base", 8, tmp_path / "log"))
-    assert endpoint.model.identity == bench.endpoint.model.identity
-    assert endpoint.model.chat_template == bench.endpoint.model.chat_template
-    stored = await bench.shelf.store(AdapterShape(4))
-    loaded = await engine.load_adapter("x@1", stored)
-    assert loaded.slot_digest is None
-    assert (await engine.health()).adapters == {"x@1": stored.directory}
-    assert (await engine.score("x@1", [np.arange(9, dtype=np.int32)]))[0].shape == (9,)
-    await engine.unload_adapter("x@1")
-    await engine.stop()
-    assert (await bench.complete("base", 1)).status_code == 200
-    with pytest.raises(ConfigError, match="does not serve 'other'"):
-        await VllmEngine(options, capabilities(options)).start(
-            EngineSpec(str(bench.model), "other", 8, tmp_path / "log")
-        )
-    asks = options.model_copy(update={"runtime": runtime.model_copy(update={"worker_extension": True})})
-    with pytest.raises(ConfigError, match="does not show our worker extension"):
-        await VllmEngine(asks, capabilities(asks)).start(EngineSpec(str(bench.model), "base", 8, tmp_path / "log"))
 
 
 async def test_a_killed_core_is_found_dead_within_two_seconds(bench: Bench) -> None:
