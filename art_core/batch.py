@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from art_core.advantage import Advantages, advantages
 from art_core.errors import BatchError
-from art_core.tokenization import Tokenization, TokenizationLimits, tokenize
+from art_core.tokenization import Tokenization, TokenizationLimits, TokenizedSequence, tokenize
 from art_core.trajectory import TrajectoryGroup
 
 A = TypeVar("A", bound=np.generic)
@@ -123,12 +123,20 @@ def make_batch(
     """
     advantage = advantages(groups, scale=scale_rewards, balance=advantage_balance)
     tokenization = tokenize(groups, limits)
-    batch = _pad(tokenization, advantage.trajectories)
+    batch = pad(tokenization.sequences, advantage.trajectories)
     return batch, _metrics(groups, batch, advantage, tokenization, limits.current_step)
 
 
-def _pad(tokenization: Tokenization, advantages_N: NDArray[np.float32]) -> TrainBatch:
-    sequences = tokenization.sequences
+def pad(sequences: Sequence[TokenizedSequence], advantages_N: NDArray[np.float32]) -> TrainBatch:
+    """Sequences as one batch.
+
+    Args:
+        sequences: At least one.
+        advantages_N: Of each trajectory; all sampled tokens of its sequences get it.
+
+    Raises:
+        BatchError: The batch breaks its invariants.
+    """
     lengths_B = np.asarray([len(s.tokens_T) for s in sequences], np.int32)
     trajectory_ids_B = np.asarray([s.trajectory_index for s in sequences], np.int32)
     T = int(lengths_B.max())

@@ -29,6 +29,8 @@ class Capability(StrEnum):
     """Trainer: gives its device memory back and takes it again."""
     OPTIMIZER_STATE = "optimizer_state"
     """Trainer: saves and resumes optimizer state exactly."""
+    SUPERVISED = "supervised"
+    """Trainer: turns chats into tokens by its model's tokenizer and template, and learns from them."""
     CREATE_IF_ABSENT = "create_if_absent"
     """Store: of several concurrent commits of one step exactly one wins, without a lease."""
 

@@ -59,6 +59,7 @@ class Parts:
     engine_capabilities: Capabilities
     trainer: TrainerWorker
     trainer_name: str
+    trainer_capabilities: Capabilities
     store: CheckpointStore | None
     """Where steps are copied to; None: nowhere."""
     publisher: Publisher
@@ -99,6 +100,7 @@ def compose(choice: Choice, plugins: Plugins, log_directory: Path, timeouts: Tim
         engine_capabilities=declared,
         trainer=_worker(chosen["trainer"], log_directory / "trainer.log", timeouts, environment.cache),
         trainer_name=chosen["trainer"].part.name,
+        trainer_capabilities=chosen["trainer"].part.capabilities,
         store=_store(chosen["store"]),
         publisher=publisher,
     )

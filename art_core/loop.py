@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,12 @@ from art_core.capability import Capability
 from art_core.checkpoint import PROBE, Checkpoint, write_manifest
 from art_core.errors import RunError, StoreError
 from art_core.policy import ProofKind, PublishedPolicy
-from art_core.preparation import prepare, warn_of_disagreement
+from art_core.preparation import Prepared, prepare, prepare_supervised, warn_of_disagreement
 from art_core.proof import behaviour
 from art_core.step import Probe, StepConfig, StepResult
+from art_core.supervised import SupervisedConfig
 from art_core.timing import Timings
-from art_core.trajectory import TrajectoryGroup
+from art_core.trajectory import Trajectory, TrajectoryGroup
 
 _log = logging.getLogger("art.loop")
 
@@ -46,11 +47,33 @@ async def train_step(backend: Backend, groups: Sequence[TrajectoryGroup], config
         RunError: A stage failed (its `stage`, `run`, `step` say where); the last published step goes on serving,
             and the same call may be made again.
     """
+    return await _step(backend, lambda held_step: prepare(backend, groups, config, held_step))
+
+
+async def supervised_step(
+    backend: Backend, trajectories: Sequence[Trajectory], config: SupervisedConfig
+) -> StepOutcome:
+    """Chats to a served step, on the same line.
+
+    Args:
+        backend: Open, and locked by the caller.
+        trajectories: What the assistant said in them is learnt.
+        config: How.
+
+    Raises:
+        CapabilityError: The trainer has no tokenizer; nothing has happened.
+        DataError: A trajectory can't be learnt from; nothing has happened.
+        RunError: As `train_step`.
+    """
+    return await _step(backend, lambda _: prepare_supervised(backend, trajectories, config))
+
+
+async def _step(backend: Backend, prepared: Callable[[int], Awaitable[Prepared]]) -> StepOutcome:
     timings, run = Timings(), backend.spec.run
     previous = await _catch_up(backend)
     step = previous.step + 1
     with _stage(timings, backend, "batch", step):
-        batch, metrics, config = await prepare(backend, groups, config, previous.step)
+        batch, metrics, config = await prepared(previous.step)
     with _stage(timings, backend, "train", step):
         backend.position.step = None
         result = await backend.trainer.step(batch, config)

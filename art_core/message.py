@@ -9,6 +9,7 @@ Every call is ``POST /<method>`` over a Unix socket; request and response bodies
     method   request JSON + arrays                     response JSON + arrays
     start    spec, resume_from, options                info
     step     config + `TrainBatch.arrays`              metrics, updated + `Probe.arrays`
+    encode   request                                   - + as `arrays_of`
     save     directory                                 -
     offload, onload, stop   -                          -
     cancel   -; returns when the call has ended        -
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -33,6 +34,7 @@ from safetensors.numpy import save as save_safetensors
 from art_core import entry_point
 from art_core.entry_point import installed
 from art_core.protocols import CONTRACT_VERSION
+from art_core.supervised import EncodedChat
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -63,6 +65,27 @@ def decode(body: bytes) -> tuple[dict[str, Any], Arrays]:
     start = _LENGTH_BYTES + int.from_bytes(body[:_LENGTH_BYTES], "little")
     data: dict[str, Any] = json.loads(body[_LENGTH_BYTES:start])
     return data, load_safetensors(body[start:]) if start < len(body) else {}
+
+
+def arrays_of(encoded: Sequence[EncodedChat]) -> Arrays:
+    """S sequences of N tokens in all, as flat arrays.
+
+    Args:
+        encoded: At least one.
+    """
+    return {
+        "chats_S": np.asarray([each.chat_index for each in encoded], np.int32),
+        "lengths_S": np.asarray([len(each.tokens_T) for each in encoded], np.int32),
+        "tokens_N": np.concatenate([each.tokens_T for each in encoded]).astype(np.int32),
+        "trained_N": np.concatenate([each.trained_T for each in encoded]).astype(np.bool_),
+    }
+
+
+def encoded_of(arrays: Arrays) -> list[EncodedChat]:
+    """Inverse of `arrays_of`."""
+    ends = np.cumsum(arrays["lengths_S"])[:-1]
+    columns = (arrays["chats_S"].tolist(), *(np.split(arrays[name], ends) for name in ("tokens_N", "trained_N")))
+    return [EncodedChat(*each) for each in zip(*columns, strict=True)]
 
 
 def own_versions(trainer: str) -> dict[str, str]:

@@ -13,22 +13,30 @@ from typing import Any
 from art_core.advantage import deviation_trend
 from art_core.backend import Backend
 from art_core.batch import TrainBatch, make_batch
+from art_core.capability import Capability
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, verify
 from art_core.errors import CheckpointNotFoundError, ConfigError
 from art_core.proof import disagreement
 from art_core.run import RunDirectory
 from art_core.step import StepConfig, StepResult
+from art_core.supervised import (
+    EncodeRequest,
+    SupervisedConfig,
+    chats_of,
+    make_supervised_batch,
+    supervised_step_config,
+)
 from art_core.tokenization import TokenizationLimits
-from art_core.trajectory import TrajectoryGroup
+from art_core.trajectory import Trajectory, TrajectoryGroup
 
 _log = logging.getLogger("art.loop")
 
+Prepared = tuple[TrainBatch, dict[str, float], StepConfig]
+"""A step's batch, what is known of it, and how to learn from it."""
 _DEVIATION = "train/reward_std_dev"
 
 
-async def prepare(
-    backend: Backend, groups: Sequence[TrajectoryGroup], config: StepConfig, held_step: int
-) -> tuple[TrainBatch, dict[str, float], StepConfig]:
+async def prepare(backend: Backend, groups: Sequence[TrajectoryGroup], config: StepConfig, held_step: int) -> Prepared:
     """What the trainer is handed: the batch, and a config that needs nothing more of the run.
 
     Args:
@@ -57,6 +65,33 @@ async def prepare(
     batch, metrics = await asyncio.to_thread(make_batch, groups, limits, *weighing)
     deviation = metrics["train/reward_std_dev"]
     return batch, metrics, _with_learning_rate(backend.spec.run, config, held_step + 1, deviation)
+
+
+async def prepare_supervised(
+    backend: Backend, trajectories: Sequence[Trajectory], config: SupervisedConfig
+) -> Prepared:
+    """What the trainer is handed to learn what the assistant said.
+
+    Args:
+        backend: Whose trainer turns the chats into tokens.
+        trajectories: What to learn from.
+        config: As the user gave it.
+
+    Returns:
+        The batch, its metrics, and the trainer's config.
+
+    Raises:
+        CapabilityError: The trainer has no tokenizer.
+        ConfigError: There are more or fewer learning rates than batches.
+        DataError: A trajectory can't be learnt from; nothing has happened.
+    """
+    parts = backend.parts
+    parts.trainer_capabilities.require(Capability.SUPERVISED, f"trainer {parts.trainer_name!r}")
+    chats = chats_of(trajectories)
+    config.rates(len(trajectories))
+    encoded = await backend.trainer.encode(EncodeRequest(chats, config.assistant_turns, config.template_variables))
+    batch, metrics = make_supervised_batch(chats, encoded, backend.model.context_tokens)
+    return batch, metrics, supervised_step_config(config, batch)
 
 
 async def _with_reference(backend: Backend, config: StepConfig) -> StepConfig:

@@ -19,7 +19,7 @@ from art_core.errors import CheckpointCorruptError, ConfigError
 PROBE_SEQUENCES = 2
 PROBE_TOKENS = 64
 
-LossName = Literal["cispo", "ppo"]
+LossName = Literal["cispo", "ppo", "cross_entropy"]
 Level = Literal["token", "sequence", "average", "geometric_average"]
 KlSource = Literal["current_learner", "sample"]
 
@@ -35,8 +35,9 @@ class StepConfig:
     """AdamW step size. Source: Loshchilov and Hutter 2019 (arXiv:1711.05101), algorithm 2; default openpipe-art's."""
     loss_fn: LossName = "cispo"
     """``cispo``: minus clipped ratio, held constant, times advantage times logprob; ``ppo``: minus the smaller of ratio
-    and clipped ratio times advantage. Source: MiniMax-M1 (arXiv:2506.13585), equations 4-5; Schulman et al. 2017
-    (arXiv:1707.06347), equation 7."""
+    and clipped ratio times advantage; ``cross_entropy``: minus advantage times logprob, for supervised steps, where the
+    advantage is a weight of 1. Source: MiniMax-M1 (arXiv:2506.13585), equations 4-5; Schulman et al. 2017
+    (arXiv:1707.06347), equation 7; Radford et al. 2018, "Improving Language Understanding", equation 1."""
     epsilon: float | None = None
     """Lower clip: the ratio is held above 1 - epsilon. None: 1.0 for cispo (no lower bound), 0.2 for ppo. Source:
     Schulman et al. 2017 (arXiv:1707.06347), equation 7; cispo's is openpipe-art's."""
@@ -86,6 +87,9 @@ class StepConfig:
     update_sequences: int | None = None
     """Sequences per optimizer update, in the order submitted: a step makes as many updates as it takes. None: one
     update from the whole batch. Source: Schulman et al. 2017 (arXiv:1707.06347), algorithm 1 (minibatches)."""
+    update_learning_rates: tuple[float, ...] | None = None
+    """AdamW step size of each of the step's updates in turn, instead of `learning_rate`: a schedule's share. As many as
+    the step has updates. Source: ours."""
     num_trajectories_learning_rate_multiplier_power: float = 0.0
     """Multiply an update's learning rate by its number of trajectories with an advantage, to this power. Source:
     Krizhevsky 2014 (arXiv:1404.5997) for 0.5; Goyal et al. 2017 (arXiv:1706.02677), section 2.1, for 1."""
@@ -119,6 +123,11 @@ class StepConfig:
         for name, low, high in _LIMITS:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _number(name, getattr(self, name), low, high))
+        if self.update_learning_rates is not None:
+            rates = tuple(
+                _number("update_learning_rates", rate, *_LEARNING_RATE) for rate in self.update_learning_rates
+            )
+            object.__setattr__(self, "update_learning_rates", rates)
         if self.truncated_importance_sampling is not None and not self.precalculate_logprobs:
             raise ConfigError(
                 "truncated_importance_sampling needs precalculate_logprobs=True: otherwise the ratio itself is already "
@@ -163,8 +172,9 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     ),
 }
 
+_LEARNING_RATE = (0.0, 1.0)
 _LIMITS: tuple[tuple[str, float, float], ...] = (
-    ("learning_rate", 0.0, 1.0),
+    ("learning_rate", *_LEARNING_RATE),
     ("epsilon", 0.0, 1.0),
     ("epsilon_high", 0.0, 1e6),
     ("max_negative_advantage_importance_sampling_weight", 1e-9, 1e9),

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ from art_core.batch import TrainBatch
 from art_core.config import Timeouts
 from art_core.errors import ArtError, TrainerError, TrainerStartError, TrainerUnavailableError, from_wire
 from art_core.log_line import forward
-from art_core.message import Arrays, decode, encode, own_versions, skew
+from art_core.message import Arrays, decode, encode, encoded_of, own_versions, skew
 from art_core.process import Child, ProcessError
 from art_core.protocols.trainer import TrainerInfo, TrainerSpec
 from art_core.step import Probe, StepConfig, StepResult
+from art_core.supervised import EncodedChat, EncodeRequest
 
 _SPEC, _INFO, _CONFIG = TypeAdapter(TrainerSpec), TypeAdapter(TrainerInfo), TypeAdapter(StepConfig)
+_REQUEST = TypeAdapter(EncodeRequest)
 
 _SOCKET = "socket"
 _WITHOUT_STATE = ("start", "stop")
@@ -102,6 +104,12 @@ class TrainerWorker:
         data = {"config": _CONFIG.dump_python(config, mode="json")}
         answer, arrays = await self._call("step", data, batch.arrays(), self._timeouts.step_s)
         return StepResult(answer["metrics"], Probe.from_arrays(arrays), answer["updated"])
+
+    async def encode(self, request: EncodeRequest) -> Sequence[EncodedChat]:
+        """See `SupervisedTrainer.encode`."""
+        data = {"request": _REQUEST.dump_python(request, mode="json")}
+        _, arrays = await self._call("encode", data, {}, self._timeouts.step_s)
+        return encoded_of(arrays)
 
     async def save(self, directory: Path) -> None:
         """See `Trainer.save`."""

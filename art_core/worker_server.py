@@ -27,17 +27,19 @@ from art_core.batch import TrainBatch
 from art_core.environment.spec import misfit_here
 from art_core.errors import PluginLoadError, PluginNotFoundError, TrainerStartError, nearest, to_wire
 from art_core.log_line import LogLineHandler
-from art_core.message import Arrays, decode, encode, own_versions
+from art_core.message import Arrays, arrays_of, decode, encode, own_versions
 from art_core.part import TrainerPart, require_contract
 from art_core.plugins import load_part
 from art_core.process import announce, attach_owner
-from art_core.protocols.trainer import Trainer, TrainerInfo, TrainerSpec
+from art_core.protocols.trainer import SupervisedTrainer, Trainer, TrainerInfo, TrainerSpec
 from art_core.step import StepConfig
+from art_core.supervised import EncodeRequest
 
 Answer = tuple[dict[str, Any], Arrays]
 _NOTHING: Answer = ({}, {})
 
 _SPEC, _INFO, _CONFIG = TypeAdapter(TrainerSpec), TypeAdapter(TrainerInfo), TypeAdapter(StepConfig)
+_REQUEST = TypeAdapter(EncodeRequest)
 
 
 class TrainerHost:
@@ -52,6 +54,7 @@ class TrainerHost:
         self._methods: Mapping[str, Callable[[dict[str, Any], Arrays], Awaitable[Answer]]] = {
             "start": self._start,
             "step": self._step,
+            "encode": self._encode,
             "save": self._save,
             "offload": self._offload,
             "onload": self._onload,
@@ -110,6 +113,11 @@ class TrainerHost:
         result = await self._trainer.step(TrainBatch(**arrays), _CONFIG.validate_python(data["config"]))  # type: ignore[arg-type]
         metrics = {name: float(value) for name, value in result.metrics.items()}
         return {"metrics": metrics, "updated": result.updated}, result.probe.arrays()
+
+    async def _encode(self, data: dict[str, Any], arrays: Arrays) -> Answer:
+        require_contract(self._trainer, SupervisedTrainer, "the trainer, which declares 'supervised',")
+        encoded = await cast(SupervisedTrainer, self._trainer).encode(_REQUEST.validate_python(data["request"]))
+        return {}, arrays_of(encoded)
 
     async def _save(self, data: dict[str, Any], arrays: Arrays) -> Answer:
         await self._trainer.save(Path(data["directory"]))

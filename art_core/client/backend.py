@@ -10,15 +10,17 @@ once per step and `close` at the end.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from art_core.client.config import TrainSFTConfig
     from art_core.client.dev import OpenAIServerConfig
     from art_core.client.model import Model
     from art_core.client.result import TrainResult
     from art_core.client.trainable import TrainableModel
+    from art_core.trajectory import Trajectory
 
 
 class Backend(Protocol):
@@ -60,4 +62,15 @@ class Backend(Protocol):
 
     async def _delete_checkpoint_files(self, model: TrainableModel[Any], steps_to_keep: list[int]) -> None:
         """Delete every checkpoint but those."""
+        ...
+
+    def _train_sft(
+        self,
+        model: TrainableModel[Any],
+        trajectories: Iterable[Trajectory],
+        config: TrainSFTConfig | None,
+        dev_config: Mapping[str, Any] | None,
+        verbose: bool = False,
+    ) -> AsyncIterator[dict[str, float]]:
+        """Learn what the assistant said, serve it as the next step, and yield that step's metrics."""
         ...

@@ -27,12 +27,15 @@ class TrainConfig(BaseModel):
 
 
 class TrainSFTConfig(BaseModel):
-    """Options of supervised fine-tuning; a type only, there is no such training yet."""
+    """Options of supervised fine-tuning."""
 
     model_config = ConfigDict(extra="forbid")
     learning_rate: float | list[float] = 5e-5
+    """AdamW step size; a list: of each batch in turn."""
     batch_size: int | Literal["auto"] = "auto"
+    """Trajectories an optimizer update; ``"auto"``: 2."""
     assistant_turns: Literal["all", "last"] = "all"
+    """Which assistant messages are learnt: every one, or each chat's last."""
 
 
 class LocalTrainArgs(TypedDict, total=False):

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Generic, Unpack, cast
 from pydantic import PrivateAttr
 
 from art_core.client.backend import Backend
-from art_core.client.config import TrainConfig, lora_config
+from art_core.client.config import TrainConfig, TrainSFTConfig, lora_config
 from art_core.client.dev import InternalModelConfig, OpenAIServerConfig, validate_internal_config
 from art_core.client.keyword import ConfigT, StateT, TrainableModelArgs, check_keywords
 from art_core.client.metric import CostCalculator, charge, no_cost
 from art_core.client.model import Model
 from art_core.client.result import TrainResult
 from art_core.client.spelling import current_spelling
-from art_core.trajectory import TrajectoryGroup
+from art_core.trajectory import Trajectory, TrajectoryGroup
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
@@ -69,11 +69,18 @@ class TrainableModel(Model[ConfigT, StateT], Generic[ConfigT, StateT]):
         return {**super().model_dump(**options), "_internal_config": self._internal_config}
 
     def _extra_body(self) -> dict[str, Any]:
+        return {
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            "chat_template_kwargs": self._template_variables(),
+        }
+
+    def _template_variables(self) -> dict[str, Any]:
+        """Further variables of the chat template, in every request and in supervised fine-tuning."""
         # templates that know `preserve_thinking` keep what the model thought in earlier turns, so that a chat of many
         # turns stays one sequence; others don't read it
         own = (self._internal_config or {}).get("chat_template_kwargs", {})
-        kwargs = {"preserve_thinking": True, **own}
-        return {"return_token_ids": True, "return_tokens_as_token_ids": True, "chat_template_kwargs": kwargs}
+        return {"preserve_thinking": True, **own}
 
     async def register(self, backend: Backend, _openai_client_config: OpenAIServerConfig | None = None) -> None:
         """Start what the model needs; when it returns, the model answers.
@@ -137,3 +144,29 @@ class TrainableModel(Model[ConfigT, StateT], Generic[ConfigT, StateT]):
         result = await self.backend().train(self, groups, **options)
         await self.log(groups, "train", metrics=result.metrics, step=result.step)
         return result
+
+    async def train_sft(
+        self,
+        trajectories: Iterable[Trajectory],
+        config: TrainSFTConfig | None = None,
+        _config: Mapping[str, Any] | None = None,
+        verbose: bool = False,
+        log_metrics: bool = True,
+    ) -> None:
+        """Learn what the assistant said in these chats, and serve it as the next step.
+
+        Args:
+            trajectories: Chats as messages; rewards are not looked at.
+            config: Learning rate, batch size, and which assistant messages are learnt.
+            _config: Further options of the update, e.g. ``{"weight_decay": 0.01}``.
+            verbose: Ignored.
+            log_metrics: Whether the step's metrics are written, under ``train/``.
+
+        Raises:
+            ConfigError: An option is unknown or out of range.
+            DataError: A trajectory can't be learnt from; nothing has happened.
+            RunError: As `LocalBackend.train`.
+        """
+        async for metrics in self.backend()._train_sft(self, trajectories, config, _config, verbose):
+            if log_metrics:
+                await self.log(None, "train", metrics=metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Self, Unpack
 
 from art_core.backend import Backend, delete_steps, hold, open_backend, unload_idle
 from art_core.client.capture import trained_on
-from art_core.client.config import LocalTrainArgs, lora_config, step_config
+from art_core.client.config import LocalTrainArgs, TrainSFTConfig, lora_config, step_config
 from art_core.client.dev import (
     InternalModelConfig,
     OpenAIServerConfig,
@@ -24,6 +24,7 @@ from art_core.client.dev import (
 from art_core.client.model import Model
 from art_core.client.pin import pinned, pinned_step
 from art_core.client.result import LocalTrainResult
+from art_core.client.supervised import supervised_config
 from art_core.client.trainable import TrainableModel
 from art_core.compose import Choice, compose
 from art_core.config import Environment, Timeouts
@@ -32,13 +33,13 @@ from art_core.events import Observers, observe
 from art_core.local.option import FOREIGN, STEP_FIELDS, LocalBackendArgs
 from art_core.local.spec import backend_spec
 from art_core.local.transfer import LocalTransfer
-from art_core.loop import train_step
+from art_core.loop import supervised_step, train_step
 from art_core.model_source import resolve_base_model
 from art_core.plugins import Plugins
 from art_core.retention import Retention
 from art_core.run import RunDirectory, run_path
 from art_core.selection import is_object
-from art_core.trajectory import TrajectoryGroup
+from art_core.trajectory import Trajectory, TrajectoryGroup
 
 
 @dataclass
@@ -218,6 +219,20 @@ class LocalBackend(LocalTransfer):
         if not isinstance(model, TrainableModel):
             return model.inference_model_name or model.name
         return self._session(model).backend.route.inference_name(pinned_step(model) if step is None else step)
+
+    async def _train_sft(
+        self,
+        model: TrainableModel[Any],
+        trajectories: Iterable[Trajectory],
+        config: TrainSFTConfig | None,
+        dev_config: Mapping[str, Any] | None,
+        verbose: bool = False,
+    ) -> AsyncIterator[dict[str, float]]:
+        session = self._session(model)
+        chosen = supervised_config(config, dev_config, session.defaults, model._template_variables())
+        async with session.backend.lock:
+            outcome = await supervised_step(session.backend, list(trajectories), chosen)
+        yield outcome.metrics
 
     async def _get_step(self, model: TrainableModel[Any]) -> int:
         return self._session(model).backend.route.current().policy.step

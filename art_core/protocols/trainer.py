@@ -26,7 +26,7 @@ Determinism. On one CPU machine the same seed, state and batch give a bit-identi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -35,6 +35,7 @@ from art_core.base_model import ModelInfo
 from art_core.batch import TrainBatch
 from art_core.config import LoRAConfig
 from art_core.step import StepConfig, StepResult
+from art_core.supervised import EncodedChat, EncodeRequest
 
 
 @dataclass(frozen=True)
@@ -128,4 +129,26 @@ class Trainer(Protocol):
 
     async def stop(self) -> None:
         """Free everything; idempotent."""
+        ...
+
+
+class SupervisedTrainer(Trainer, Protocol):
+    """What a trainer that declares `Capability.SUPERVISED` offers besides: it has a tokenizer, core has none."""
+
+    async def encode(self, request: EncodeRequest) -> Sequence[EncodedChat]:
+        """Render chats by the chat template, turn them into tokens, and mark what is to be learnt.
+
+        Trained are the tokens of the assistant turns asked for, up to the one that ends the turn; not the role's
+        header, which stands in every prompt. A chat is one sequence as long as what the template writes for later
+        turns goes on from what it wrote for earlier ones, else several. It is not cut to the context.
+
+        Args:
+            request: Chats, in order, and how to render them.
+
+        Returns:
+            Sequences in the order of the chats; each chat has at least one.
+
+        Raises:
+            TokenizationError: The model has no chat template, or the template refuses a chat; says which.
+        """
         ...

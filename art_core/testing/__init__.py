@@ -30,6 +30,7 @@ from art_core.testing.trainer.parity import TrainerParity
 from art_core.testing.trainer.resume import TrainerResumes
 from art_core.testing.trainer.state import TrainerLife, TrainerStates
 from art_core.testing.trainer.step import TrainerSteps
+from art_core.testing.trainer.supervised import TrainerChats
 
 __all__ = [
     "DirectoryObjects",
@@ -64,7 +65,9 @@ class EngineConformance(EngineLife, EngineProofs, EngineAdapters, EngineAnswers)
     """
 
 
-class TrainerConformance(TrainerLife, TrainerHandovers, TrainerStates, TrainerResumes, TrainerParity, TrainerSteps):
+class TrainerConformance(
+    TrainerLife, TrainerHandovers, TrainerStates, TrainerResumes, TrainerParity, TrainerChats, TrainerSteps
+):
     """Every promise of `art_core.protocols.trainer`. Fixtures: `part`, `base_model`; `options` has a default."""
 
 

@@ -40,7 +40,9 @@ def art_register_trainers(register: Callable[[TrainerPart], None]) -> None:
         TrainerPart(
             name="torch",
             options=TorchTrainerOptions,
-            capabilities=Capabilities({Capability.OFFLOAD: FULL, Capability.OPTIMIZER_STATE: FULL}),
+            capabilities=Capabilities(
+                {Capability.OFFLOAD: FULL, Capability.OPTIMIZER_STATE: FULL, Capability.SUPERVISED: FULL}
+            ),
             priority=10,
             usable=_usable,
             variables=VARIABLES,

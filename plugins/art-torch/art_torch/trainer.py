@@ -44,7 +44,7 @@ def build(options: TorchTrainerOptions, spec: TrainerSpec) -> Trainable:
     base = load_base(spec.base_model, options.device, options.dtype, spec.chat_template)
     frozen = tuple(itertools.chain(base.model.parameters(), base.model.buffers()))
     model = PackedModel(base.model, options.gradient_checkpointing)
-    return Trainable(base.info, model, adapt(base.model, spec.lora, spec.base_model), frozen)
+    return Trainable(base.info, model, adapt(base.model, spec.lora, spec.base_model), frozen, base.tokenizer)
 
 
 def use_gpu(part: str, device_ids: Sequence[int] | None) -> None:

@@ -168,6 +168,16 @@ def test_on_policy_every_loss_has_the_plain_policy_gradient(loss_fn: Any, name: 
     np.testing.assert_allclose(leaf.grad.numpy(), -given.advantage, atol=1e-12)
 
 
+def test_cross_entropy_is_minus_the_weighted_logprob_whatever_the_old_policy() -> None:
+    given = case()
+    leaf = torch.from_numpy(given.new).requires_grad_()
+    loss = policy_loss(leaf, given.tokens(torch.float64), StepConfig(loss_fn="cross_entropy"))
+    np.testing.assert_array_equal(loss.loss_N.detach().numpy(), -given.advantage * given.new)
+    loss.loss_N.sum().backward()
+    assert leaf.grad is not None
+    np.testing.assert_array_equal(leaf.grad.numpy(), -given.advantage)
+
+
 def test_tokens_without_an_old_logprob_are_on_policy() -> None:
     given = case()
     unknown = replace(given, old=np.full(sum(SEQUENCES), np.nan))

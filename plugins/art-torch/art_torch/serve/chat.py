@@ -62,6 +62,34 @@ class ChatTemplate:
         Raises:
             RequestError: The model has no template, the template refuses the messages, or it does not know tools.
         """
+        tokens: list[int] = list(self._render(*self._checked(messages, tools, variables), tokenize=True))
+        return tokens
+
+    def text(
+        self,
+        messages: list[Message],
+        tools: list[Tool] | None = None,
+        variables: Mapping[str, object] | None = None,
+        *,
+        to_answer: bool,
+    ) -> str:
+        """The same as text, with or without what stands before the assistant's answer.
+
+        Args:
+            messages: As in `prompt`.
+            tools: As in `prompt`.
+            variables: As in `prompt`.
+            to_answer: Whether the text goes on to where an answer begins.
+
+        Raises:
+            RequestError: As in `prompt`.
+        """
+        checked = self._checked(messages, tools, variables)
+        return str(self._render(*checked, tokenize=False, add_generation_prompt=to_answer))
+
+    def _checked(
+        self, messages: list[Message], tools: list[Tool] | None, variables: Mapping[str, object] | None
+    ) -> tuple[list[Message], list[Tool] | None, Mapping[str, object]]:
         if self._tokenizer.chat_template is None:
             raise RequestError(400, "the model has no chat template; use /v1/completions", param="messages")
         given = variables or {}
@@ -73,12 +101,12 @@ class ChatTemplate:
             self.tools.require("tools")
             for tool in tools:
                 _check_tool(tool)
-        return self._render(self._plain(messages), tools or None, {**self._variables, **given})
+        return self._plain(messages), tools or None, {**self._variables, **given}
 
     def _probe(self) -> ToolSupport:
         def text(messages: list[Message], tools: list[Tool]) -> str:
             # as an answer's text is made: markup that this leaves out could not be read in an answer either
-            tokens = self._render(messages, tools, self._variables)
+            tokens = self._render(messages, tools, self._variables, tokenize=True)
             return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
         try:
@@ -86,16 +114,21 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"the chat template is no Jinja: {error} (line {error.lineno})") from error
 
-    def _render(self, messages: list[Message], tools: list[Tool] | None, variables: Mapping[str, object]) -> list[int]:
+    def _render(
+        self,
+        messages: list[Message],
+        tools: list[Tool] | None,
+        variables: Mapping[str, object],
+        tokenize: bool,
+        add_generation_prompt: bool = True,
+    ) -> Any:
+        how = {"tokenize": tokenize, "add_generation_prompt": add_generation_prompt}
         try:
-            tokens = self._apply(
-                messages, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False, **variables
-            )
+            return self._apply(messages, tools=tools, return_dict=False, **how, **variables)
         except jinja2.TemplateSyntaxError:
             raise
         except _REFUSALS as error:
             raise RequestError(400, f"the chat template refuses these messages: {error}", param="messages") from error
-        return list(tokens)
 
     def _plain(self, messages: list[Message]) -> list[Message]:
         """Messages as templates expect them: content is text, calls only where there are some, results have names."""

@@ -44,3 +44,8 @@ def require_fit(batch: TrainBatch, config: StepConfig, model: ModelInfo) -> None
             f"token {column} of sequence {row} was sampled and has no logprob; "
             f"set allow_training_without_logprobs to take it as sampled by the present weights"
         )
+    updates = -(-len(batch.lengths_B) // (config.update_sequences or len(batch.lengths_B)))
+    if config.update_learning_rates is not None and len(config.update_learning_rates) != updates:
+        raise BatchError(
+            f"update_learning_rates has {len(config.update_learning_rates)} values; the step has {updates} updates"
+        )

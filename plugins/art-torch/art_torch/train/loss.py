@@ -1,4 +1,4 @@
-"""The policy-gradient losses, per sampled token. They take tensors and a `StepConfig`, and know of no model.
+"""The losses, per sampled token. They take tensors and a `StepConfig`, and know of no model.
 
 The loss of an update is the sum over its sampled tokens divided by their number, whatever pass a token is in: every
 token weighs the same, and gradients accumulated over passes equal those of one pass.
@@ -79,6 +79,8 @@ def policy_loss(logprobs_N: Tensor, tokens: Tokens, config: StepConfig) -> Token
     outside_N = ((free_ratio_N < low) | (free_ratio_N > high)).detach()
     if config.loss_fn == "cispo":
         loss_N = cispo(logprobs_N, ratio_N.clamp(low, high), advantages_N)
+    elif config.loss_fn == "cross_entropy":
+        loss_N = cross_entropy(logprobs_N, advantages_N)
     else:
         loss_N = ppo(ratio_N, ratio_N.clamp(low, high), advantages_N)
     if config.mask_prob_ratio:
@@ -123,6 +125,14 @@ def cispo(logprobs_N: Tensor, clipped_ratio_N: Tensor, advantages_N: Tensor) -> 
     Source: MiniMax-M1 (arXiv:2506.13585), equations 4 and 5.
     """
     return -(clipped_ratio_N.detach() * advantages_N * logprobs_N)
+
+
+def cross_entropy(logprobs_N: Tensor, weights_N: Tensor) -> Tensor:
+    """Minus weight times logprob: what supervised fine-tuning minimises, its tokens' weights being 1.
+
+    Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", equation 1, negated.
+    """
+    return -(weights_N * logprobs_N)
 
 
 def ppo(ratio_N: Tensor, clipped_ratio_N: Tensor, advantages_N: Tensor) -> Tensor:

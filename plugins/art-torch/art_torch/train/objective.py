@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -121,7 +121,9 @@ def objectives(batch: TrainBatch, signal: Signal, config: StepConfig) -> Iterato
     """
     place_B = np.arange(len(batch.lengths_B))
     size = config.update_sequences or len(place_B)
-    for start in range(0, len(place_B), size):
-        made = Objective(batch, signal, config, (place_B >= start) & (place_B < start + size))
+    rates = config.update_learning_rates
+    for number, start in enumerate(range(0, len(place_B), size)):
+        own = config if rates is None else replace(config, learning_rate=rates[number])
+        made = Objective(batch, signal, own, (place_B >= start) & (place_B < start + size))
         if made.scored_BT.any():
             yield made

@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, nn
 
 from art_core.base_model import ModelInfo
 from art_torch.train.adapter import Adapter
@@ -56,6 +57,8 @@ class Trainable:
     adapter: Adapter
     frozen: tuple[Tensor, ...]
     """The base's tensors, parameters and buffers, that `offload` takes off the device."""
+    tokenizer: PreTrainedTokenizerBase
+    """The base's, with the chat template that the spec asks for."""
 
 
 def score_pass(

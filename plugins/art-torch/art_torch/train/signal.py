@@ -74,7 +74,9 @@ def make_signal(batch: TrainBatch, config: StepConfig, own: Scorer, reference: S
 def _needs_own(batch: TrainBatch, config: StepConfig) -> bool:
     penalty = config.kl_penalty_coef > 0
     # Where logprobs are missing a single update finds its own in its passes; later updates have moved away from them.
-    missing = batch.tokens_without_logprob > 0 and (penalty or config.update_sequences is not None)
+    # Cross-entropy has no old policy at all.
+    several = config.update_sequences is not None and config.loss_fn != "cross_entropy"
+    missing = batch.tokens_without_logprob > 0 and (penalty or several)
     return config.precalculate_logprobs or (penalty and config.kl_penalty_source == "current_learner") or missing
 
 

@@ -12,11 +12,15 @@ from pathlib import Path
 from threading import Event
 from typing import TypeVar
 
+from transformers import PreTrainedTokenizerBase
+
 from art_core import disk
 from art_core.batch import TrainBatch
 from art_core.errors import ArtError, CheckpointError, TrainerError, TrainerStartError
 from art_core.protocols.trainer import TrainerInfo, TrainerSpec
 from art_core.step import StepConfig, StepResult
+from art_core.supervised import EncodedChat, EncodeRequest
+from art_torch.train.chat_encoder import ChatEncoder
 from art_torch.train.learner import Learner
 from art_torch.train.pass_model import Trainable
 from art_torch.train.residence import free_cached
@@ -41,6 +45,8 @@ class LearnerTrainer:
         self._distributions = distributions
         self._spec: TrainerSpec | None = None
         self._learner: Learner | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._encoder: ChatEncoder | None = None
         self._ready = False
         self._cancelled = Event()
         # One thread for all calls: they can't overlap, and torch keeps a pool of workers for every thread it is
@@ -59,6 +65,11 @@ class LearnerTrainer:
                 f"trainer {self._name!r} has given its device memory back; call onload before step", stage="train"
             )
         return await self._in_thread(lambda: learner.step(batch, config, self._cancelled))
+
+    async def encode(self, request: EncodeRequest) -> Sequence[EncodedChat]:
+        """Turn chats into tokens by the base model's tokenizer and chat template."""
+        self._started()
+        return await self._in_thread(lambda: self._encode(request))
 
     async def save(self, directory: Path) -> None:
         """Write adapter_config.json, adapter_model.safetensors and optimizer.safetensors."""
@@ -106,8 +117,8 @@ class LearnerTrainer:
         try:
             if self._learner is None or spec != self._spec:
                 self._release()
-                self._learner = Learner(self._build(spec))
-                self._spec = spec
+                made = self._build(spec)
+                self._learner, self._tokenizer, self._spec = Learner(made), made.tokenizer, spec
             self._learner.onload()
             self._learner.reset(resume_from)
         except ArtError:
@@ -119,8 +130,14 @@ class LearnerTrainer:
         self._ready = True
         return TrainerInfo(self._learner.info, {name: version(name) for name in self._distributions})
 
+    def _encode(self, request: EncodeRequest) -> Sequence[EncodedChat]:
+        assert self._tokenizer is not None
+        if self._encoder is None:
+            self._encoder = ChatEncoder(self._tokenizer)
+        return self._encoder.encode(request)
+
     def _release(self) -> None:
-        self._learner = self._spec = None
+        self._learner = self._spec = self._tokenizer = self._encoder = None
         self._ready = False
         free_cached()
 
