@@ -66,6 +66,7 @@ def test_the_programs_do_what_their_page_says(tmp_path: Path) -> None:
     assert told["resume.py"].splitlines() == ["goes on after step 8", "the fork goes on after step 2"]
     assert told["lease.py"].strip() == "quiz@8"
     assert "groups were judged" in told["judge.py"]
+    assert told["supervised.py"].splitlines()[-1] == "The cat."
     assert "16 trajectories" in told["history.py"]
 
 
