@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase, nn
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from art_core.base_model import ModelInfo
 from art_torch.train.adapter import Adapter
