@@ -119,6 +119,8 @@ class TrainerArgs(TypedDict, total=False):
     kl_penalty_reference_step: int | None
     kl_ref_adapter_path: str | None
     update_sequences: int | None
+    update_learning_rates: tuple[float, ...] | None
+    """One for each of a step's updates; for steps of a fixed number of them."""
     num_trajectories_learning_rate_multiplier_power: float
     scale_learning_rate_by_reward_std_dev: bool
     max_grad_norm: float
