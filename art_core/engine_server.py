@@ -7,9 +7,11 @@ errors: `EngineDiedError` once the process has ended, `EngineUnavailableError` w
 from __future__ import annotations
 
 import asyncio
+import copy
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Self
 
 import httpx
 
@@ -42,6 +44,8 @@ class EngineServer:
         self._name = name
         self._headers = headers
         self._timeouts = timeouts
+        self._session: httpx.AsyncClient | None = None
+        """Whose connections to use; None: a new one for each call."""
 
     async def ask(self, method: str, path: str, json: object, timeout_s: float) -> httpx.Response:
         """Make one request; what the answer's status means is the caller's to say.
@@ -56,33 +60,31 @@ class EngineServer:
             EngineDiedError: The process has ended.
             EngineUnavailableError: No answer in time, or no connection.
         """
-        async with self.session(timeout_s) as session:
-            return await self.send(session, method, path, json)
-
-    @asynccontextmanager
-    async def session(self, timeout_s: float) -> AsyncIterator[httpx.AsyncClient]:
-        """A client for several requests of one call, whose connections end with the block.
-
-        A client per call costs a millisecond and makes any event loop of the caller do; there is no TLS to verify.
-
-        Args:
-            timeout_s: For each answer, seconds.
-        """
+        if self._session is None:
+            async with self.connected() as server:
+                return await server.ask(method, path, json, timeout_s)
         timeout = httpx.Timeout(timeout_s, connect=self._timeouts.connect_s)
-        async with httpx.AsyncClient(
-            base_url=self.base_url, headers=self._headers, timeout=timeout, trust_env=False, verify=False
-        ) as client:
-            yield client
-
-    async def send(self, session: httpx.AsyncClient, method: str, path: str, json: object) -> httpx.Response:
-        """As `ask`, in a `session`."""
         try:
-            return await session.request(method, path, json=json)
+            return await self._session.request(method, path, json=json, timeout=timeout)
         except httpx.TimeoutException as error:
-            limit_s = session.timeout.read
-            raise EngineUnavailableError(f"engine {self._name!r} did not answer {path} within {limit_s:g} s") from error
+            raise EngineUnavailableError(
+                f"engine {self._name!r} did not answer {path} within {timeout_s:g} s"
+            ) from error
         except httpx.TransportError as error:
             raise await self._unavailable(error) from error
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Self]:
+        """The same server over connections that are kept until the block ends, for the calls of one block.
+
+        A connection per call costs a millisecond and makes any event loop of the caller do; there is no TLS to verify.
+        """
+        async with httpx.AsyncClient(
+            base_url=self.base_url, headers=self._headers, trust_env=False, verify=False
+        ) as session:
+            server = copy.copy(self)
+            server._session = session
+            yield server
 
     async def stop(self) -> None:
         """End the process and all that it started, where it is ours; idempotent."""

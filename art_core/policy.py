@@ -59,7 +59,8 @@ class PublishedPolicy:
     stored: StoredCheckpoint
     proof: Proof
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Where the publication's time went: ``verify``, ``load``, ``prove``."""
+    """Where the publication's time went: ``verify``, ``load`` and ``prove``, one after the other; ``digest``, the
+    part of ``load`` that the engine's two digests took, where it says so."""
 
     @property
     def step(self) -> int:

@@ -68,11 +68,14 @@ class ReloadPublisher:
     async def publish(self, name: str, stored: StoredCheckpoint) -> PublishedPolicy:
         """Load and prove a stored step."""
         timings = Timings()
-        with timings.span("verify"):
-            names = {ADAPTER, ADAPTER_CONFIG} | (stored.manifest.files.keys() & {PROBE})
-            await asyncio.to_thread(verify, stored.directory, stored.manifest, names)
+        names = {ADAPTER, ADAPTER_CONFIG} | (stored.manifest.files.keys() & {PROBE})
+        verifying = asyncio.to_thread(verify, stored.directory, stored.manifest, names)
         with _engine_errors(f"step {stored.step} could not be published as {name!r}", stored):
-            await self._require_free(name, stored)
+            with timings.span("verify"):  # the engine answers while the files are read
+                free = self._require_free(name, stored)
+                for outcome in await asyncio.gather(verifying, free, return_exceptions=True):
+                    if isinstance(outcome, BaseException):
+                        raise outcome
             try:
                 with timings.span("load"):
                     loaded = await self._engine.load_adapter(name, stored)
@@ -83,7 +86,8 @@ class ReloadPublisher:
                 await asyncio.shield(self._forget(name, error))
                 raise
         self._published.add(name)
-        return PublishedPolicy(name, stored, proof, timings.seconds)
+        digest = {} if loaded.proof_s is None else {"digest": loaded.proof_s}
+        return PublishedPolicy(name, stored, proof, timings.seconds | digest)
 
     async def retract(self, policy: PublishedPolicy) -> None:
         """Unload a drained step; idempotent, and not torn by cancellation."""

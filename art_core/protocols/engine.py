@@ -86,6 +86,8 @@ class LoadedAdapter:
     """Hex sha256 over the tensors *read back from the slot that serves requests*; None without WEIGHT_PROOF."""
     expected_digest: str | None = None
     """The same digest computed from the checkpoint's files, by the same cast and packing."""
+    proof_s: float | None = None
+    """Of the time that loading took, the two digests' part; None where the engine does not tell it apart."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class TorchEngine:
         """See `InferenceEngine.load_adapter`."""
         request = {"name": name, "directory": str(checkpoint.directory.absolute())}
         data = await self._call("POST", "/art/load", request, self._timeouts.load_adapter_s)
-        return LoadedAdapter(name, data["slot_digest"], data["expected_digest"])
+        return LoadedAdapter(name, data["slot_digest"], data["expected_digest"], data["proof_s"])
 
     async def unload_adapter(self, name: str) -> None:
         """See `InferenceEngine.unload_adapter`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from art_core.config import Timeouts
 from art_core.engine_server import EngineServer
 from art_core.errors import EngineDiedError, EngineError
 from art_core.protocols.engine import LoadedAdapter
-from art_vllm.door import STATE
+from art_vllm.door import NUMBER, STATE
 from art_vllm.failures import ROOTS, death, refusal
 
 MOST_LOGPROBS = -1
@@ -78,19 +79,26 @@ class Api:
         held = {name: Held(Path(each["directory"]), each["id"]) for name, each in data["adapters"].items()}
         return State(held, {int(number): count for number, count in data["running"].items()})
 
-    async def load(self, name: str, directory: str) -> None:
+    async def load(self, name: str, directory: str) -> int | None:
         """Load an adapter under a name.
 
         Args:
             name: Not in use.
             directory: Its files', as the server calls it.
 
+        Returns:
+            Its number; None where the server does not say.
+
         Raises:
             CheckpointCorruptError: vLLM refuses the files.
             EngineError: vLLM refuses the name, or for another reason.
         """
         request = {"lora_name": name, "lora_path": directory}
-        await self._post("/v1/load_lora_adapter", request, self._timeouts.load_adapter_s, f"load adapter {name!r}")
+        response = await self._post(
+            "/v1/load_lora_adapter", request, self._timeouts.load_adapter_s, f"load adapter {name!r}"
+        )
+        number = response.headers.get(NUMBER)
+        return None if number is None else int(number)
 
     async def unload(self, name: str) -> None:
         """Forget a name; one that is not known is no error."""
@@ -132,9 +140,10 @@ class Api:
             number: The adapter's.
             directory: Its files', as the server calls it.
         """
+        start = time.perf_counter()
         results = await self.call_workers("art_digest", str(number), directory)
         slots, expected = ([each[key] for each in results] for key in ("slot", "expected"))
-        return LoadedAdapter(name, _together(slots), _together(expected))
+        return LoadedAdapter(name, _together(slots), _together(expected), time.perf_counter() - start)
 
     async def require_files(self, checkpoint: StoredCheckpoint, directory: str) -> None:
         """Refuse an adapter whose files are others where the server runs: the weight proof reads them there.

@@ -4,6 +4,8 @@ An ASGI middleware, given to the stock server by its own flag ``--middleware``. 
 ``--api-key`` guards ``/v1`` and leaves ``/collective_rpc``, ``/sleep`` or ``/pause`` open; because a request that names
 no model is answered by the base; and because the server forgets an unloaded name while requests still use its weights.
 
+A load's answer carries the adapter's number as a header.
+
     GET /art/state      {"alive", "adapters": {name: {"id", "directory"}}, "running": {id: requests}}; id 0 is the base
 """
 
@@ -22,6 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from art_core.process import announce
 
 STATE = "/art/state"
+NUMBER = "art-adapter"
+"""Header of a load's answer: vLLM's number of the adapter, once it holds it."""
 _UNLOAD = "/v1/unload_lora_adapter"
 _CHANGES = {"/v1/load_lora_adapter", _UNLOAD}
 _COMPLETIONS = {"/v1/completions", "/v1/chat/completions"}
@@ -92,7 +96,7 @@ class Door:
                 return
         elif self._leaving.pop(name, None) is not None:
             del models.lora_requests[name]
-        await self._app(scope, _replaying(body, receive), send)
+        await self._app(scope, _replaying(body, receive), _numbering(models.lora_requests, name, send))
 
     async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count a completion under the adapter that its name stands for now."""
@@ -147,6 +151,18 @@ def _announcing(scope: Scope, send: Send) -> Send:
                     "chat_template": template or state.engine_client.renderer.get_tokenizer().chat_template,
                 }
             )
+
+    return tell
+
+
+def _numbering(held: Mapping[str, Any], name: str, send: Send) -> Send:
+    """Say in an answer which number a name has, where it has one."""
+
+    async def tell(message: Message) -> None:
+        if message["type"] == "http.response.start" and name in held:
+            number = str(held[name].lora_int_id).encode()
+            message = {**message, "headers": [*message["headers"], (NUMBER.encode(), number)]}
+        await send(message)
 
     return tell
 

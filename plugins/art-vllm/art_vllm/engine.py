@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,25 +90,26 @@ class VllmEngine:
         """See `InferenceEngine.load_adapter`."""
         running, directory = self._awake(), checkpoint.directory.absolute()
         await asyncio.to_thread(read_adapter, directory, running.sites, running.spec.lora_rank)
-        if self._untidy:
-            await self._tidy(running.api)
-        self._require_free(name, running, await running.api.state())
-        self._untidy = True
-        try:
-            loaded = await self._load(name, checkpoint, running)
-        except EngineError:
-            await self.unload_adapter(name)
-            raise
-        self._untidy = False
-        return loaded
+        async with self._connected(running.api) as api:
+            if self._untidy:
+                await self._tidy(api)
+            self._require_free(name, running, await api.state())
+            self._untidy = True
+            try:
+                loaded = await self._load(name, checkpoint, replace(running, api=api))
+            except EngineError:
+                await self.unload_adapter(name)
+                raise
+            self._untidy = False
+            return loaded
 
     async def unload_adapter(self, name: str) -> None:
         """See `InferenceEngine.unload_adapter`."""
-        api = self._started().api
         self._untidy = True
         self._lent.discard(name)
-        await api.unload(name)
-        await self._tidy(api)
+        async with self._connected(self._started().api) as api:
+            await api.unload(name)
+            await self._tidy(api)
 
     async def score(self, name: str, sequences: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
         """See `InferenceEngine.score`."""
@@ -195,6 +197,12 @@ class VllmEngine:
             raise EngineError("engine 'vllm' sleeps; wake it first")
         return self._started()
 
+    @asynccontextmanager
+    async def _connected(self, api: Api) -> AsyncIterator[Api]:
+        """The same over one connection for all calls of a block."""
+        async with api.server.connected() as server:
+            yield Api(server, self._timeouts, own=api.own)
+
     def _require_free(self, name: str, running: _Running, state: State) -> None:
         if name in state.adapters or name == running.spec.base_name:
             raise EngineError(f"adapter name {name!r} is taken; unload it first, or choose another name")
@@ -208,9 +216,7 @@ class VllmEngine:
     async def _load(self, name: str, checkpoint: StoredCheckpoint, running: _Running) -> LoadedAdapter:
         api, directory = running.api, running.paths.to_server(checkpoint.directory.absolute())
         if api.own:
-            await api.load(name, directory)
-            held = (await api.state()).adapters.get(name)
-            return await self._prove(name, None if held is None else held.number, directory, api)
+            return await self._prove(name, await api.load(name, directory), directory, api)
         proves = Capability.WEIGHT_PROOF in self._capabilities
         before = await api.numbers() if proves else set[int]()
         await api.load(name, directory)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,15 @@ async def test_the_right_weights_are_proved_at_every_precision(run: Run, dtype: 
         assert policy.proof.slot_digest == policy.proof.expected_digest
         assert set(policy.seconds) == {"verify", "load", "prove"}
     assert len({policy.proof.slot_digest for policy in policies}) == 3
+
+
+async def test_an_engine_that_times_its_digests_has_them_in_the_figures(run: Run) -> None:
+    class Telling(NumpyEngine):
+        async def load_adapter(self, name: str, checkpoint: StoredCheckpoint) -> LoadedAdapter:
+            return replace(await super().load_adapter(name, checkpoint), proof_s=0.25)
+
+    policies = await publish_steps(publisher(Telling(), WEIGHTS), run, 1)
+    assert policies[0].seconds["digest"] == 0.25
 
 
 @pytest.mark.parametrize("engine_type", BROKEN)

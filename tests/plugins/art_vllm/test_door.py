@@ -140,6 +140,16 @@ async def test_loads_and_unloads_happen_one_after_the_other(behind: Behind, clie
     assert behind.changing == [each for path in paths for each in (path, "done")]
 
 
+async def test_a_load_says_which_number_the_name_has_now(behind: Behind, client: httpx.AsyncClient) -> None:
+    async def loaded(name: str) -> str | None:
+        answer = await client.post("/v1/load_lora_adapter", headers=KEY, json={"lora_name": name})
+        return answer.headers.get(door.NUMBER)
+
+    behind.models.load("m@1", 7)
+    assert await loaded("m@1") == "7"
+    assert await loaded("said to be loaded, and not there") is None
+
+
 async def test_a_dead_core_shows_in_the_state(behind: Behind, client: httpx.AsyncClient) -> None:
     behind.state.engine_client.errored = True
     assert (await state_of(client))["alive"] is False

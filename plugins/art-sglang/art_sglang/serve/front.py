@@ -117,10 +117,11 @@ class Front:
             return answer if isinstance(answer, Response) else _json(whole_chat(answer.model_dump()))
 
     async def load(self, request: Request) -> Response:
-        """Load an adapter: {name, directory} -> {slot_digest, expected_digest}."""
+        """Load an adapter: {name, directory} -> {slot_digest, expected_digest, proof_s}."""
         data = await request.json()
-        slot, expected = await self._serving.load(data["name"], Path(data["directory"]))
-        return JSONResponse({"slot_digest": slot, "expected_digest": expected})
+        loaded = await self._serving.load(data["name"], Path(data["directory"]))
+        digests = {"slot_digest": loaded.slot_digest, "expected_digest": loaded.expected_digest}
+        return JSONResponse({**digests, "proof_s": loaded.proof_s})
 
     async def unload(self, request: Request) -> Response:
         """Forget an adapter: {name}."""

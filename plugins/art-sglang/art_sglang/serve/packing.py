@@ -90,29 +90,39 @@ def expected_digest(file: AdapterFile, sites: Mapping[str, Site], layout: Layout
     )
 
 
-def merge(file: AdapterFile, sites: Mapping[str, Site]) -> Iterable[tuple[SlotModule, tuple[int, ...]]]:
-    """An adapter's tensors as SGLang merges them, on the CPU, in the file's types.
+def require_mergeable(file: AdapterFile) -> None:
+    """Refuse an adapter that SGLang can't merge.
 
     Args:
         file: The adapter, checked.
-        sites: The base model's adaptable modules.
-
-    Yields:
-        Each module, and how many of B's rows belong to each of its parts.
 
     Raises:
         CheckpointCorruptError: It adapts a part of what SGLang merges without the parts that SGLang needs with it.
     """
-    for whole in sorted({_whole(name) for name in file.pairs}):
+    for whole in sorted({_whole(name) for name in file.pairs} - file.pairs.keys()):
         stem, _, last = whole.rpartition(".")
-        parts = [f"{stem}.{part}" for part in FUSED[last]] if last in FUSED and whole not in file.pairs else [whole]
-        absent = [f"{stem}.{part}" for part in _NEEDED.get(last, ()) if f"{stem}.{part}" not in file.pairs]
-        if len(parts) > 1 and absent:
+        absent = [f"{stem}.{part}" for part in _NEEDED[last] if f"{stem}.{part}" not in file.pairs]
+        if absent:
             raise CheckpointCorruptError(
                 f"the adapter changes parts of {whole} but not {absent[0]}; SGLang serves "
                 f"{' and '.join(_NEEDED[last])} only together, so adapt both or neither",
                 stage="checkpoint",
             )
+
+
+def merge(file: AdapterFile, sites: Mapping[str, Site]) -> Iterable[tuple[SlotModule, tuple[int, ...]]]:
+    """An adapter's tensors as SGLang merges them, on the CPU, in the file's types.
+
+    Args:
+        file: The adapter, checked and mergeable.
+        sites: The base model's adaptable modules.
+
+    Yields:
+        Each module, and how many of B's rows belong to each of its parts.
+    """
+    for whole in sorted({_whole(name) for name in file.pairs}):
+        stem, _, last = whole.rpartition(".")
+        parts = [f"{stem}.{part}" for part in FUSED[last]] if last in FUSED and whole not in file.pairs else [whole]
         pairs = [_pair(name, file, sites) for name in parts]
         rows = tuple(b.shape[0] for _, b in pairs)
         yield SlotModule(whole, torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])), rows

@@ -33,7 +33,7 @@ from art_core.adapter_file import Site
 from art_core.base_model import BaseIdentity, ModelInfo, base_digest
 from art_core.errors import ConfigError, EngineError, nearest
 from art_sglang.serve.packing import Layout
-from art_sglang.serve.scheduler import METHOD, run_scheduler
+from art_sglang.serve.scheduler import METHOD, Filled, run_scheduler
 
 TAP = "art.tap"
 """Key of an ASGI scope: a callable that sees what SGLang generates for this request before it is written out."""
@@ -136,8 +136,8 @@ class Runtime:
         if not answer.success:
             raise EngineError(f"SGLang refuses the adapter: {answer.error_message}", stage="load")
 
-    async def fill_slot(self, key: str) -> list[str]:
-        """Put an adapter where requests find it; digests of what is there, one a rank.
+    async def fill_slot(self, key: str) -> list[Filled]:
+        """Put an adapter where requests find it; what is there then, rank by rank.
 
         Raises:
             EngineError: It does not fit.
@@ -147,7 +147,7 @@ class Runtime:
         errors = {report["error"] for report in reports if "error" in report}
         if errors:
             raise EngineError(f"SGLang can't serve the adapter: {'; '.join(sorted(errors))}", stage="load")
-        return [report["digest"] for report in reports]
+        return [Filled(**report) for report in reports]
 
     async def unload(self, key: str) -> None:
         """Have SGLang forget an adapter that no request uses.
@@ -192,9 +192,9 @@ class Runtime:
     def _generate(self, **keywords: Any) -> Any:
         return self._manager.generate_request(GenerateReqInput(**keywords), None)
 
-    def _call_scheduler(self, lora_id: str) -> list[dict[str, str]]:
+    def _call_scheduler(self, lora_id: str) -> list[dict[str, Any]]:
         sock_send(self._engine.send_to_rpc, RpcReqInput(method=METHOD, parameters={"lora_id": lora_id}))
-        reports: list[dict[str, str]] = json.loads(sock_recv(self._engine.send_to_rpc).message)
+        reports: list[dict[str, Any]] = json.loads(sock_recv(self._engine.send_to_rpc).message)
         return reports
 
 

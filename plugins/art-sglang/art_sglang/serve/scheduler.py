@@ -8,8 +8,9 @@ own, whose exceptions are its answer. The call comes in through SGLang's own hoo
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,7 +45,15 @@ def handle_rpc_request(original: Callable[..., Any], scheduler: Any, request: An
     return RpcReqOutput(success=True, message=json.dumps(_from_every_rank(scheduler.tp_group, report)))
 
 
-def fill_slot(manager: Any, lora_id: str) -> str:
+class Filled(NamedTuple):
+    """What is in a slot on one rank."""
+
+    digest: str
+    digest_s: float
+    """How long the digest took, seconds."""
+
+
+def fill_slot(manager: Any, lora_id: str) -> Filled:
     """Fill an adapter's slot, unless it is filled, and digest what the layers read from there.
 
     Args:
@@ -57,7 +66,9 @@ def fill_slot(manager: Any, lora_id: str) -> str:
         manager.fetch_new_loras({lora_id}, running_loras=set(pool.uid_to_buffer_id))
     adapter = manager.loras[lora_id]
     rank = int(adapter.config.r)
-    return slot_digest(rank, float(adapter.scaling), _modules(manager, pool.get_buffer_id(lora_id), rank))
+    start = time.perf_counter()
+    digest = slot_digest(rank, float(adapter.scaling), _modules(manager, pool.get_buffer_id(lora_id), rank))
+    return Filled(digest, time.perf_counter() - start)
 
 
 def _modules(manager: Any, slot: int, rank: int) -> Iterator[SlotModule]:
@@ -70,14 +81,14 @@ def _modules(manager: Any, slot: int, rank: int) -> Iterator[SlotModule]:
             yield SlotModule(name, a[: parts * rank], b[:, :rank])
 
 
-def _report(manager: Any, lora_id: str) -> dict[str, str]:
+def _report(manager: Any, lora_id: str) -> dict[str, Any]:
     try:
-        return {"digest": fill_slot(manager, lora_id)}
+        return fill_slot(manager, lora_id)._asdict()
     except Exception as error:  # noqa: BLE001 - raised here it would end the scheduler; it is raised where it was asked
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _from_every_rank(group: Any, report: dict[str, str]) -> list[Any]:
+def _from_every_rank(group: Any, report: dict[str, Any]) -> list[Any]:
     if group.world_size == 1:
         return [report]
     reports: list[Any] = [None] * group.world_size

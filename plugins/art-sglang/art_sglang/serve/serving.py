@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 from art_core.adapter_file import AdapterFile, Site, read_adapter
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG
 from art_core.errors import EngineError
+from art_core.protocols.engine import LoadedAdapter
 from art_sglang.serve.adapter_table import Adapter, AdapterTable
-from art_sglang.serve.packing import expected_digest, joined
+from art_sglang.serve.packing import expected_digest, joined, require_mergeable
 from art_sglang.serve.runtime import Runtime
+from art_sglang.serve.scheduler import Filled
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,12 @@ class Serving:
         self._loading = asyncio.Lock()
         """Loads and unloads happen one after the other: an unload after a cancelled load finds it done."""
 
-    async def load(self, name: str, directory: Path) -> tuple[str, str]:
+    async def load(self, name: str, directory: Path) -> LoadedAdapter:
         """Load an adapter; when this returns, its slot is filled and its name answers.
 
         Args:
             name: Public name.
             directory: The checkpoint's.
-
-        Returns:
-            Digest of the slot, and what it must be.
 
         Raises:
             CheckpointCorruptError: Its files don't fit.
@@ -66,10 +66,13 @@ class Serving:
         async with self._loading:
             adapter = self.table.reserve(name, directory)
             file = await asyncio.to_thread(read_adapter, directory, self.config.sites, self.config.lora_rank)
-            expected = await asyncio.to_thread(expected_digest, file, self.config.sites, self.runtime.layout)
-            slot = await self._load(adapter, file)
+            require_mergeable(file)
+            expecting = asyncio.ensure_future(asyncio.to_thread(self._expect, file))  # while SGLang loads
+            ranks = await self._load(adapter, file)
             self.table.add(adapter)
-            return slot, expected
+            expected, expected_s = await expecting
+            slot, slot_s = joined(each.digest for each in ranks), max(each.digest_s for each in ranks)
+            return LoadedAdapter(name, slot, expected, slot_s + expected_s)
 
     async def unload_name(self, name: str) -> None:
         """Forget a name; requests that use it finish with its weights."""
@@ -105,13 +108,18 @@ class Serving:
         with self.table.using(name) as key:
             return await self.runtime.score(key, sequences)
 
-    async def _load(self, adapter: Adapter, file: AdapterFile) -> str:
+    def _expect(self, file: AdapterFile) -> tuple[str, float]:
+        """What the slots must hold, and how many seconds it took to tell."""
+        start = time.perf_counter()
+        return expected_digest(file, self.config.sites, self.runtime.layout), time.perf_counter() - start
+
+    async def _load(self, adapter: Adapter, file: AdapterFile) -> list[Filled]:
         place = self._place(adapter.key)
         await asyncio.to_thread(_lay_out, place, adapter.directory, file)
         try:
             await self.runtime.load(adapter.key, place)
             try:
-                return joined(await self.runtime.fill_slot(adapter.key))
+                return await self.runtime.fill_slot(adapter.key)
             except EngineError:
                 await self.runtime.unload(adapter.key)
                 raise

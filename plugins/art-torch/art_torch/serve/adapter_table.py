@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,15 +74,17 @@ class AdapterTable:
         try:
             tensors = read_adapter(directory, self._slots.sites, self._slots.lora_rank)
             self._slots.write(slot, tensors)
+            start = time.perf_counter()
             found = self._slots.digest(slot, tensors.rank, tensors.pairs.keys())
             expected = tensors.digest(self._slots.dtype)
+            proof_s = time.perf_counter() - start
         except BaseException:
             with self._lock:
                 self._free.add(slot)
             raise
         with self._lock:
             self._adapters[name] = Adapter(name, directory, slot, next(self._load_ids))
-        return LoadedAdapter(name, slot_digest=found, expected_digest=expected)
+        return LoadedAdapter(name, found, expected, proof_s)
 
     def unload(self, name: str) -> None:
         """Forget a name; idempotent. Its running sequences finish."""

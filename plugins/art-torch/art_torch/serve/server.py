@@ -98,11 +98,12 @@ class Api:
         return await self._complete(request, chat_job(body, self._serving.window, self._template))
 
     async def load(self, request: Request) -> Response:
-        """Load an adapter: {name, directory} -> {slot_digest, expected_digest}."""
+        """Load an adapter: {name, directory} -> {slot_digest, expected_digest, proof_s}."""
         data = await request.json()
         async with self._loading:
             loaded = await asyncio.to_thread(self._serving.adapters.load, data["name"], Path(data["directory"]))
-        return JSONResponse({"slot_digest": loaded.slot_digest, "expected_digest": loaded.expected_digest})
+        digests = {"slot_digest": loaded.slot_digest, "expected_digest": loaded.expected_digest}
+        return JSONResponse({**digests, "proof_s": loaded.proof_s})
 
     async def unload(self, request: Request) -> Response:
         """Forget an adapter: {name}."""
