@@ -53,20 +53,61 @@ def load_base(
     target = resolve_device(device)
     kind = resolve_dtype(dtype, target)
     directory = locate(base_model)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
     model = _load_model(base_model, directory, kind)
     model.to(target)  # type: ignore[arg-type]
-    tokenizer = _load_tokenizer(base_model, directory)
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
-    info = ModelInfo(
+    tokenizer = load_tokenizer(base_model, directory, chat_template)
+    return LoadedBase(model, tokenizer, describe(base_model, directory, model, tokenizer), target, kind)
+
+
+def load_skeleton(base_model: str, directory: Path) -> PreTrainedModel:
+    """The model on the meta device, without its weights: for what must be known before another library loads it.
+
+    Args:
+        base_model: Its name, for the message.
+        directory: Where it is.
+
+    Raises:
+        ConfigError: It is no causal language model, or its safetensors files are not whole.
+    """
+    return _load_model(base_model, directory, torch.float32, "meta")
+
+
+def describe(base_model: str, directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ModelInfo:
+    """What a part holds that has loaded a base model.
+
+    Args:
+        base_model: Its name.
+        directory: Where it was loaded from.
+        model: The loaded model.
+        tokenizer: With the chat template that the run uses.
+    """
+    return ModelInfo(
         identity=BaseIdentity(name=base_model, digest=base_digest(directory)),
         vocab_size=model.config.get_text_config().vocab_size,
         context_tokens=_context_tokens(base_model, model),
         chat_template=_chat_template(tokenizer),
-        dtype=str(kind).removeprefix("torch."),
+        dtype=str(model.dtype).removeprefix("torch."),
     )
-    return LoadedBase(model, tokenizer, info, target, kind)
+
+
+def load_tokenizer(base_model: str, directory: Path, chat_template: str | None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Args:
+        base_model: The model's name, for the message.
+        directory: Where it is.
+        chat_template: Jinja template that replaces the model's own.
+
+    Raises:
+        ConfigError: There is none that can be used.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"base model {base_model!r} has no usable tokenizer: {_first_line(error)}") from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return cast(PreTrainedTokenizerBase, tokenizer)
 
 
 def resolve_device(device: Device) -> torch.device:
@@ -109,13 +150,19 @@ def locate(base_model: str) -> Path:
         ) from error
 
 
-def _load_model(base_model: str, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+def _load_model(base_model: str, directory: Path, dtype: torch.dtype, device_map: str | None = None) -> PreTrainedModel:
     if not (directory / "config.json").is_file():
         raise ConfigError(f"base model {base_model!r} has no config.json; give a directory in Hugging Face layout")
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     loader: Any = AutoModelForCausalLM  # its annotation does not know of output_loading_info
     try:
         model, loading = loader.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            directory,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"base model {base_model!r} can't be loaded as a causal LM: {_first_line(error)}") from error
@@ -146,13 +193,6 @@ def _context_tokens(base_model: str, model: PreTrainedModel) -> int:
             f"base model {base_model!r} is a {type(model).__name__}, whose config has no max_position_embeddings; "
             "choose a transformer with attention in every layer"
         ) from error
-
-
-def _load_tokenizer(base_model: str, directory: Path) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"base model {base_model!r} has no usable tokenizer: {_first_line(error)}") from error
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:

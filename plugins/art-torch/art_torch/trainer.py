@@ -15,6 +15,7 @@ from art_torch.options import TorchTrainerOptions
 from art_torch.train.adapter import adapt
 from art_torch.train.packed_model import PackedModel
 from art_torch.train.pass_model import Trainable
+from art_torch.train.recomputation import checkpoint_layers
 from art_torch.train.trainer import LearnerTrainer
 
 _DISTRIBUTIONS = ("art-torch", "torch", "transformers", "peft")
@@ -43,7 +44,9 @@ def build(options: TorchTrainerOptions, spec: TrainerSpec) -> Trainable:
     use_gpu("torch", spec.device_ids)
     base = load_base(spec.base_model, options.device, options.dtype, spec.chat_template)
     frozen = tuple(itertools.chain(base.model.parameters(), base.model.buffers()))
-    model = PackedModel(base.model, options.gradient_checkpointing)
+    model = PackedModel(base.model)
+    if options.gradient_checkpointing:
+        checkpoint_layers(base.model)
     return Trainable(base.info, model, adapt(base.model, spec.lora, spec.base_model), frozen, base.tokenizer)
 
 

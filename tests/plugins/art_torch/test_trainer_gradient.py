@@ -10,12 +10,15 @@ from threading import Event
 import numpy as np
 import pytest
 import torch
+from art_torch.base_model import load_base
 from art_torch.options import TorchTrainerOptions
+from art_torch.train.adapter import adapt
 from art_torch.train.learner import Learner
 from art_torch.train.metric import Tally
 from art_torch.train.objective import objectives
 from art_torch.train.packing import pack
-from art_torch.train.pass_model import score_pass
+from art_torch.train.pass_model import Trainable, score_pass
+from art_torch.train.row_model import RowModel
 from art_torch.trainer import build
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
@@ -52,7 +55,17 @@ def write_mistral(directory: Path) -> Path:
 def learner(model: Path, checkpointing: bool = False) -> Learner:
     """With an adapter whose B is not zero, so that every gradient is."""
     options = TorchTrainerOptions(device="cpu", gradient_checkpointing=checkpointing)
-    made = Learner(build(options, TrainerSpec(str(model), LORA)))
+    return stirred(Learner(build(options, TrainerSpec(str(model), LORA))))
+
+
+def row_learner(model: Path) -> Learner:
+    """The same, but it takes plain rows."""
+    base = load_base(str(model), "cpu")
+    rows = RowModel(base.model)
+    return stirred(Learner(Trainable(base.info, rows, adapt(base.model, LORA, str(model)), (), base.tokenizer)))
+
+
+def stirred(made: Learner) -> Learner:
     torch.manual_seed(5)
     for parameter in made._adapter.parameters.values():
         parameter.data.normal_(std=0.3)
@@ -171,3 +184,23 @@ def test_an_architecture_that_packed_passes_cannot_express_is_refused(tmp_path: 
     Gemma2ForCausalLM(config).save_pretrained(model)
     with pytest.raises(ConfigError, match=r"Gemma2ForCausalLM .* logprobs differ by .* choose another"):
         build(TorchTrainerOptions(device="cpu"), TrainerSpec(str(model), LoRAConfig()))
+
+
+@pytest.mark.parametrize("limit", [40, 10_000])
+def test_plain_rows_give_the_gradients_of_packed_passes(tiny_model: Path, limit: int) -> None:
+    """Ragged rows, so that there is padding; limits that split the batch and that do not."""
+    batch, config = make_batch(), StepConfig(microbatch_tokens=limit)
+    packed, _ = packed_gradients(learner(tiny_model), batch, config)
+    rows, _ = packed_gradients(row_learner(tiny_model), batch, config)
+    assert_close(rows, packed, 1e-4)
+
+
+def test_rows_keep_to_the_limit_with_their_padding(tiny_model: Path) -> None:
+    model, batch = RowModel(load_base(str(tiny_model), "cpu").model), make_batch()
+    passes = model.passes(batch.tokens_BT, batch.loss_mask_BT, batch.group_ids_B, 60)
+    padded = [len(each.spans) * max(span.length for span in each.spans) for each in passes]
+    assert len(passes) > 1 and max(padded) <= 60
+    found_BT = np.zeros(batch.tokens_BT.shape, np.int32)
+    for each in passes:
+        found_BT[each.rows_N, each.columns_N] += 1
+    np.testing.assert_array_equal(found_BT, batch.loss_mask_BT)

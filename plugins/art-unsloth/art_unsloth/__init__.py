@@ -1,0 +1,1 @@
+"""Unsloth as a trainer for ART."""

@@ -1,0 +1,147 @@
+"""The real library in its own interpreter: what it refuses at the start, and what is left when it is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from art_unsloth.options import UnslothTrainerOptions
+from safetensors.numpy import load_file
+
+import art
+from art.local import LocalBackend
+from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, verify
+from art_core.compose import interpreter_of
+from art_core.config import Environment, Timeouts
+from art_core.errors import ArtError, ConfigError, TrainerStartError, TrainerUnavailableError
+from art_core.plugins import load_part
+from art_core.step import StepConfig
+from art_core.worker import TrainerWorker
+from tests.flow.agent import by_length, gather
+from tests.plugins.art_torch.trainer_case import digests, make_batch, spec, started
+
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(300)]
+
+CONFIG = StepConfig(learning_rate=1e-2, max_grad_norm=1.0)
+KILLED_S = 5.0
+
+
+@asynccontextmanager
+async def hosted(options: UnslothTrainerOptions, log_path: Path) -> AsyncIterator[TrainerWorker]:
+    """The trainer as core hosts it."""
+    part = load_part("trainer", "unsloth")
+    python = interpreter_of(part, options, Environment.read().cache)
+    values = options.model_dump(exclude={"python"})
+    worker = TrainerWorker("unsloth", values, log_path, Timeouts(), part.variables, python)
+    try:
+        yield worker
+    finally:
+        await worker.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"device": "cuda"}, TrainerStartError, r"(?s)can't run here with device='cuda': .*device='cpu'"),
+        ({"device": "cpu", "load_in_4bit": True}, ConfigError, r"load_in_4bit is True .* on the CPU"),
+    ],
+)
+async def test_what_can_not_be_had_is_refused_at_the_start(
+    options: dict[str, object], error: type[ArtError], message: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    async with hosted(UnslothTrainerOptions.parse(options), tmp_path / "trainer.log") as worker:
+        with pytest.raises(error, match=message):
+            await worker.start(spec(tiny_model), None)
+
+
+async def test_plain_rows_learn_what_packed_passes_of_the_torch_trainer_learn(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also: killed in a save and in a hand-over, what was saved before stands, and it starts from there."""
+    monkeypatch.setenv("UNSLOTH_ALLOW_CPU", "1")  # somebody's spoof, which must not reach the trainer
+    options = UnslothTrainerOptions(device="cpu", packing=False, cpu_threads=1)
+    async with hosted(options, tmp_path / "trainer.log") as worker:
+        await worker.start(spec(tiny_model), None)
+        await worker.step(make_batch(), CONFIG)
+        saved = await _saved(worker, tmp_path / "saved")
+        torch_trainer = await started(tiny_model)
+        await torch_trainer.step(make_batch(), CONFIG)
+        mine, theirs = load_file(saved / ADAPTER), load_file(await _saved(torch_trainer, tmp_path / "torch") / ADAPTER)
+        for name, tensor in mine.items():
+            np.testing.assert_allclose(tensor, theirs[name], atol=2e-4)
+        before = digests(saved)
+        await _killed_in_save(worker, tmp_path / "half")
+        await worker.start(spec(tiny_model), saved)
+        assert digests(await _saved(worker, tmp_path / "again")) == before
+        assert (await worker.step(make_batch(1), CONFIG)).updated
+        await _killed_while_stopped(worker.offload())  # on a CPU it takes no time
+        assert digests(saved) == before
+
+
+async def test_killed_mid_step_the_last_step_is_served_and_the_next_train_works(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    model = art.TrainableModel(name="m", project="p", base_model=str(tiny_model))
+    async with LocalBackend(path=tmp_path, engine="torch", trainer=UnslothTrainerOptions(device="cpu")) as backend:
+        await model.register(backend)
+        groups = await gather(model, by_length)
+        assert (await backend.train(model, groups, learning_rate=1e-3)).metrics["publish/proved"] == 1.0
+        await _killed_while_stopped(backend.train(model, groups, learning_rate=1e-3))
+        assert model.get_inference_name() == "m@1"
+        result = await backend.train(model, groups, learning_rate=1e-3)
+        assert (result.step, result.metrics["publish/proved"]) == (2, 1.0)
+        checkpoints = tmp_path / "p" / "models" / "m" / "checkpoints"
+        assert [verify(checkpoints / f"{number:04}").step for number in range(3)] == [0, 1, 2]
+
+
+async def _saved(trainer: object, directory: Path) -> Path:
+    directory.mkdir()
+    await trainer.save(directory)  # type: ignore[attr-defined]
+    return directory
+
+
+async def _killed_in_save(worker: TrainerWorker, directory: Path) -> None:
+    """The adapter's file is a pipe that nobody reads, so the process is in the middle of its save."""
+    directory.mkdir()
+    os.mkfifo(directory / ADAPTER)
+    save = asyncio.ensure_future(worker.save(directory))
+    await _until((directory / ADAPTER_CONFIG).exists)
+    await _ends_at_once(_process(psutil.Process()).pid, save)
+
+
+async def _killed_while_stopped(call: Coroutine[Any, Any, object]) -> None:
+    """The process is stopped first, so the call is under way when it is killed."""
+    process = _process(psutil.Process())
+    process.suspend()
+    running = asyncio.ensure_future(call)
+    done, _ = await asyncio.wait({running}, timeout=0.5)
+    assert not done
+    await _ends_at_once(process.pid, running)
+
+
+async def _ends_at_once(pid: int, call: asyncio.Future[object]) -> None:
+    os.kill(pid, signal.SIGKILL)
+    start = time.perf_counter()
+    with pytest.raises(TrainerUnavailableError, match="was killed by SIGKILL"):
+        await call
+    assert time.perf_counter() - start < KILLED_S
+
+
+def _process(owner: psutil.Process) -> psutil.Process:
+    (found,) = [each for each in owner.children() if "art_core.worker_server" in each.cmdline()]
+    return found
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
