@@ -1,4 +1,4 @@
-"""An engine's server as its plugin sees it: an address, a key and, where we launched it, a process that may die.
+"""An engine's server as its plugin sees it: launched, an address, a key and, where it is ours, a process that may die.
 
 The plugin decides what to launch and what to ask; this room asks, and turns a broken connection into the contract's
 errors: `EngineDiedError` once the process has ended, `EngineUnavailableError` while nobody knows.
@@ -8,21 +8,53 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import socket
-from collections.abc import AsyncIterator, Mapping
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import httpx
 
 from art_core.config import Timeouts
-from art_core.errors import EngineDiedError, EngineUnavailableError
-from art_core.process import Child
+from art_core.errors import EngineDiedError, EngineStartError, EngineUnavailableError
+from art_core.process import Child, ProcessError
 
 
 def listen() -> socket.socket:
     """A listening socket on a free loopback port, to be handed over open, so that no one else can take the port."""
     return socket.create_server(("127.0.0.1", 0), backlog=2048)
+
+
+async def launch_server(
+    name: str, argv: Sequence[str], settings: Mapping[str, Any], log_path: Path, variables: Mapping[str, str]
+) -> tuple[Child, str]:
+    """Launch a server on a port of its own.
+
+    Args:
+        name: The engine's, for messages.
+        argv: Its command. Two descriptors are added to it: the listening socket, and a file with `settings`.
+        settings: As JSON carries them; a key among them shows neither in the process table nor on disk.
+        log_path: Where its output goes.
+        variables: Added to the inherited environment.
+
+    Returns:
+        Its process, and where it will answer.
+
+    Raises:
+        EngineStartError: The command can't be started.
+    """
+    with listen() as listener, tempfile.TemporaryFile() as file:
+        file.write(json.dumps(settings).encode())
+        file.seek(0)
+        fds = (listener.fileno(), file.fileno())
+        try:
+            child = await Child.launch([*argv, *map(str, fds)], log_path=log_path, env=variables, pass_fds=fds)
+        except ProcessError as error:
+            raise EngineStartError(f"engine {name!r}: {error}", stage="start") from error
+        return child, f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 class EngineServer:

@@ -78,7 +78,8 @@ def find_installed(python: str) -> Installed:
         ConfigError: It has none, or is no interpreter.
     """
     try:
-        done = subprocess.run([python, "-c", _WHERE], capture_output=True, text=True, timeout=_ASK_S, check=True)
+        # -P: a program of the user's that is called vllm.py, in the directory that we run in, is no vLLM
+        done = subprocess.run([python, "-P", "-c", _WHERE], capture_output=True, text=True, timeout=_ASK_S, check=True)
         directory, found = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise ConfigError(f"{python} does not answer as an interpreter of Python 3 does: {error}") from error

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
-import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from art_core.config import Environment, Timeouts
-from art_core.engine_server import EngineServer, listen
+from art_core.engine_server import EngineServer, launch_server
 from art_core.errors import EngineStartError, EngineUnavailableError
 from art_core.process import Child, ProcessError
 from art_core.protocols.engine import EngineSpec
 from art_vllm.argument import server_arguments, server_variables
 from art_vllm.failures import refusal, start_cause
 from art_vllm.options import VllmOptions
-from art_vllm.preflight import Plan, plan
+from art_vllm.preflight import plan
 
 _log = logging.getLogger("art.engine")
 _PROGRESS_S = 10.0
@@ -50,7 +48,14 @@ async def launch(options: VllmOptions, spec: EngineSpec, timeouts: Timeouts) -> 
     """
     planned = await asyncio.to_thread(plan, options, spec, Environment.read())
     api_key = secrets.token_urlsafe(32)
-    child, base_url = await _spawn(planned, options, spec, api_key)
+    settings = {
+        "base_model": spec.base_model,
+        "api_key": api_key,
+        "argv": server_arguments(options, spec, cuda=planned.cuda),
+        "variables": server_variables(options, spec, planned.visible, cuda=planned.cuda),
+    }
+    command = [planned.python, "-P", "-m", "art_vllm.server"]
+    child, base_url = await launch_server("vllm", command, settings, spec.log_path, {})
     server = EngineServer("vllm", base_url, {"Authorization": f"Bearer {api_key}"}, child, timeouts)
     try:
         hello = await _ready(child, timeouts.engine_start_s)
@@ -62,28 +67,6 @@ async def launch(options: VllmOptions, spec: EngineSpec, timeouts: Timeouts) -> 
             raise EngineStartError(f"engine 'vllm' did not start: {cause}. {error}", stage="start") from error
         raise
     return Launched(server, api_key, hello)
-
-
-async def _spawn(planned: Plan, options: VllmOptions, spec: EngineSpec, api_key: str) -> tuple[Child, str]:
-    # Bound here and handed over open, so that no other process can take the port in between.
-    with listen() as listener, tempfile.TemporaryFile() as file:
-        # A file without a name: neither the key nor the template shows in the process table or on disk.
-        settings = {
-            "base_model": spec.base_model,
-            "api_key": api_key,
-            "argv": server_arguments(options, spec, cuda=planned.cuda),
-            "variables": server_variables(options, spec, planned.visible, cuda=planned.cuda),
-        }
-        file.write(json.dumps(settings).encode())
-        file.seek(0)
-        fds = (listener.fileno(), file.fileno())
-        try:
-            child = await Child.launch(
-                [planned.python, "-P", "-m", "art_vllm.server", *map(str, fds)], log_path=spec.log_path, pass_fds=fds
-            )
-        except ProcessError as error:
-            raise EngineStartError(f"engine 'vllm': {error}", stage="start") from error
-        return child, f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 async def _ready(child: Child, timeout_s: float) -> dict[str, Any]:

@@ -74,7 +74,10 @@ def test_a_source_laid_out_otherwise_is_an_error_that_says_what_to_do(tmp_path: 
         argument_names(Installed(tmp_path, "9.9.9", cpu_build=True))
 
 
-def test_an_interpreter_without_the_library_is_refused() -> None:
+def test_an_interpreter_without_the_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the program that runs here is called."""
+    (tmp_path / "vllm.py").write_text("import art\n")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"has no vLLM.*art env create"):
         find_installed(sys.executable)
     with pytest.raises(ConfigError, match="does not answer as an interpreter"):

@@ -55,7 +55,7 @@ class Settings:
 
 def main() -> None:
     """Serve until the owner stops or ends."""
-    socket_fd, settings_fd, scratch = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    scratch, socket_fd, settings_fd = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     attach_owner(litter=scratch)
     with os.fdopen(settings_fd, "rb") as file:
         settings = Settings(**json.load(file))
