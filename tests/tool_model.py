@@ -77,8 +77,13 @@ def spoken(number: int) -> tuple[str, str]:
     return said + f'<tool_call>\n{{"name": "add", "arguments": {arguments}}}\n</tool_call>', f"It is {2 * number + 1}."
 
 
-def write_tool_model(directory: Path) -> Path:
-    """Train the model for some seconds, write it in Hugging Face layout and return its directory."""
+def write_tool_model(directory: Path, heads: int = 4) -> Path:
+    """Train the model for some seconds, write it in Hugging Face layout and return its directory.
+
+    Args:
+        directory: Made if absent.
+        heads: Attention heads, 64 / heads wide each; even.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -89,8 +94,8 @@ def write_tool_model(directory: Path) -> Path:
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,

@@ -2,7 +2,8 @@
 
 An ASGI middleware, given to the stock server by its own flag ``--middleware``. It is there because the server's own
 ``--api-key`` guards ``/v1`` and leaves ``/collective_rpc``, ``/sleep`` or ``/pause`` open; because a request that names
-no model is answered by the base; and because the server forgets an unloaded name while requests still use its weights.
+no model is answered by the base; because the server forgets an unloaded name while requests still use its weights; and
+because it passes tools over in silence where the chat template does not show them.
 
 A load's answer carries the adapter's number as a header.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +32,8 @@ _UNLOAD = "/v1/unload_lora_adapter"
 _CHANGES = {"/v1/load_lora_adapter", _UNLOAD}
 _COMPLETIONS = {"/v1/completions", "/v1/chat/completions"}
 _BASE = 0
+_PARAM = {400: "tools", 404: "model"}
+"""What is wrong with a request that is refused with this status."""
 
 _settings: dict[str, str] = {}
 
@@ -58,6 +62,8 @@ class Door:
         self._leaving: dict[str, int] = {}
         """Name to adapter id, of those unloaded while requests are inside. vLLM looks a request's name up some time
         after it came in, so it forgets the name with the last of them; for everybody else the name is gone at once."""
+        self._tools_refused: str | None = None
+        """Why a request with tools can't be served, known once the server is up; None: it can."""
         self._changing = asyncio.Lock()
         """One load or unload at a time, in the order in which they came: an unload after a load that was given up must
         find what that did."""
@@ -65,7 +71,7 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or turn it away."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, _announcing(scope, send))
+            await self._app(scope, receive, self._announcing(scope, send))
         elif not self._has_key(scope):
             await _refuse(401, "the key is missing or wrong; send it as bearer token", scope, receive, send)
         elif scope["path"] == STATE:
@@ -103,7 +109,10 @@ class Door:
         body = await _body(receive)
         if body is None:
             return
-        models = scope["app"].state.openai_serving_models
+        models, data = scope["app"].state.openai_serving_models, _object(body)
+        if self._tools_refused and data.get("tools") and data.get("tool_choice") != "none":
+            await _refuse(400, self._tools_refused, scope, receive, send)
+            return
         name = _field(body, "model")
         if models.is_base_model(name):
             adapter = _BASE
@@ -120,6 +129,28 @@ class Door:
             if not self._running[adapter] and self._leaving.get(name) == adapter:
                 del self._leaving[name], models.lora_requests[name]
 
+    def _announcing(self, scope: Scope, send: Send) -> Send:
+        """Tell the owner, once the model is loaded and the routes stand, what is served."""
+
+        async def tell(message: Message) -> None:
+            await send(message)
+            if message["type"] == "lifespan.startup.complete":
+                state = scope["app"].state
+                model = state.engine_client.model_config
+                template = state.args.chat_template or state.engine_client.renderer.get_tokenizer().chat_template
+                self._tools_refused = tools_refusal(template, state.args.tool_call_parser)
+                announce(
+                    {
+                        "directory": model.model,
+                        "vocab_size": model.get_vocab_size(),
+                        "context_tokens": model.max_model_len,
+                        "dtype": str(model.dtype).removeprefix("torch."),
+                        "chat_template": template,
+                    }
+                )
+
+        return tell
+
     def _state(self, state: Any) -> Mapping[str, Any]:
         adapters = state.openai_serving_models.lora_requests
         return {
@@ -133,26 +164,25 @@ class Door:
         }
 
 
-def _announcing(scope: Scope, send: Send) -> Send:
-    """Tell the owner, once the model is loaded and the routes stand, what is served."""
+def tools_refusal(template: object, parser: str | None) -> str | None:
+    """Why requests with tools can't be served; None where they can.
 
-    async def tell(message: Message) -> None:
-        await send(message)
-        if message["type"] == "lifespan.startup.complete":
-            state = scope["app"].state
-            model = state.engine_client.model_config
-            template = state.args.chat_template
-            announce(
-                {
-                    "directory": model.model,
-                    "vocab_size": model.get_vocab_size(),
-                    "context_tokens": model.max_model_len,
-                    "dtype": str(model.dtype).removeprefix("torch."),
-                    "chat_template": template or state.engine_client.renderer.get_tokenizer().chat_template,
-                }
-            )
-
-    return tell
+    Args:
+        template: The chat template; several by name, where a model has so many, are left to vLLM.
+        parser: vLLM's parser of tool calls.
+    """
+    if parser is None:
+        return "tools are not served: option 'tool_call_parser' is None; name the one of vLLM's that fits the model"
+    if not isinstance(template, str):
+        return None
+    if not re.search(r"\btools\b", template):
+        return "tools are not served: the chat template does not show them to the model; give one that does"
+    if parser == "hermes" and "<tool_call>" not in template:
+        return (
+            "tools are not served: the chat template does not write calls as 'hermes' reads them; name by option "
+            "'tool_call_parser' the one of vLLM's that fits the model"
+        )
+    return None
 
 
 def _numbering(held: Mapping[str, Any], name: str, send: Send) -> Send:
@@ -189,17 +219,22 @@ def _replaying(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def _field(body: bytes, key: str) -> str:
-    """What a request names, e.g. its model; empty where it names nothing, which no model is called."""
+def _object(body: bytes) -> dict[str, Any]:
+    """A request's fields; none where it is no JSON object, which the server says itself."""
     try:
         data = json.loads(body)
     except ValueError:
-        return ""
-    name = data.get(key) if isinstance(data, dict) else None
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _field(body: bytes, key: str) -> str:
+    """What a request names, e.g. its model; empty where it names nothing, which no model is called."""
+    name = _object(body).get(key)
     return name if isinstance(name, str) else ""
 
 
 async def _refuse(status: int, message: str, scope: Scope, receive: Receive, send: Send) -> None:
     kind = "authentication_error" if status == 401 else "invalid_request_error"
-    error = {"message": message, "type": kind, "param": "model" if status == 404 else None, "code": status}
+    error = {"message": message, "type": kind, "param": _PARAM.get(status), "code": status}
     await JSONResponse({"error": error}, status_code=status)(scope, receive, send)

@@ -74,7 +74,8 @@ class VllmOptions(HostedOptions):
     cpu_threads: int | None = Field(default=None, ge=1)
     """CPU: threads that compute; None: vLLM's choice."""
     tool_call_parser: str | None = "hermes"
-    """One of vLLM's parsers of tool calls; None: calls stay in the text, and a request with tools is refused."""
+    """One of vLLM's parsers of tool calls. None, or a chat template that shows no tools or (hermes) writes calls
+    otherwise: a request with tools is refused."""
     weight_proof: bool = True
     """Prove each publication by a digest of the adapter's slot. False for models whose layers the digest does not know
     (mixtures of experts): the probe of answers decides then."""

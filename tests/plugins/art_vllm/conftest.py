@@ -11,6 +11,7 @@ from art_vllm.requirement import ENVIRONMENT
 from art_core.config import Environment
 from art_core.environment import create
 from tests.tiny_model import write_tiny_model
+from tests.tool_model import write_tool_model
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +25,9 @@ def vllm_options() -> VllmOptions:
 def vllm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with heads as wide as vLLM's attention for CPUs needs them (32)."""
     return write_tiny_model(tmp_path_factory.mktemp("vllm-tiny-model"), heads=2)
+
+
+@pytest.fixture(scope="session")
+def vllm_tool_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that calls tools, with such heads."""
+    return write_tool_model(tmp_path_factory.mktemp("vllm-tool-model"), heads=2)

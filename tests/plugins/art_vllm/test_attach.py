@@ -42,6 +42,7 @@ from art_core.protocols.engine import EngineSpec
 from art_core.testing.adapter import AdapterShape
 from art_core.testing.shelf import Shelf
 from tests.flow.agent import by_length, gather
+from tests.tool_model import ADD, question
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 
@@ -59,6 +60,7 @@ VARIABLES = {
 FLAGS = (
     "--dtype=float32 --enforce-eager --kv-cache-memory-bytes=268435456 --enable-lora "
     "--max-loras=4 --max-lora-rank=8 --logprobs-mode=processed_logprobs --generation-config=vllm "
+    "--enable-auto-tool-choice --tool-call-parser=hermes "
     "--lora-target-modules q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
 )
 
@@ -98,7 +100,7 @@ class Stock:
 
 @pytest.fixture(scope="module")
 async def stock(
-    vllm_options: VllmOptions, vllm_model: Path, tmp_path_factory: pytest.TempPathFactory
+    vllm_options: VllmOptions, vllm_tool_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Stock]:
     root = tmp_path_factory.mktemp("stock")
     here, there = root / "here", root / "there"
@@ -106,9 +108,9 @@ async def stock(
     python = interpreter(ENVIRONMENT, Environment.read().cache, "cpu")
     with listen() as free:
         port = free.getsockname()[1]
-    serve = [python, "-m", "vllm.entrypoints.openai.api_server", f"--model={vllm_model}", f"--port={port}"]
+    serve = [python, "-m", "vllm.entrypoints.openai.api_server", f"--model={vllm_tool_model}", f"--port={port}"]
     serve += [f"--api-key={KEY}", "--host=127.0.0.1", f"--worker-extension-cls={EXTENSION}", *FLAGS.split()]
-    serve += ["--served-model-name", "base", str(vllm_model)]
+    serve += ["--served-model-name", "base", str(vllm_tool_model)]
     if subprocess.run(["unshare", "-m", "true"], check=False).returncode == 0:
         there.mkdir()
         serve = ["unshare", "-m", "sh", "-c", ELSEWHERE, str(here), str(there), *serve]
@@ -118,12 +120,28 @@ async def stock(
     child = await Child.launch(guarded, log_path=root / "vllm.log", env=VARIABLES)
     url, headers = f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {KEY}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
-        stock = Stock(url, child, vllm_model, here, there, client)
+        stock = Stock(url, child, vllm_tool_model, here, there, client)
         engine = stock.engine(health_timeout_s=300)
         await engine.start(stock.spec())
         await engine.stop()
         yield stock
     await child.stop(10)
+
+
+async def call_a_tool(model: art.TrainableModel) -> Any:
+    """What the model wants to call the tool with, whole and streamed, through the gateway."""
+    asked: dict[str, Any] = {"model": "m", "messages": [question(1)], "tools": [ADD], "max_tokens": 80}
+    client = model.openai_client().chat.completions
+    whole = (await client.create(**asked, temperature=0)).choices[0]
+    assert whole.finish_reason == "tool_calls" and whole.message.tool_calls
+    (call,) = whole.message.tool_calls
+    assert call.function.name == "add" and len(whole.model_extra["token_ids"]) > 10
+    arguments = ""
+    async for chunk in await client.create(**asked, temperature=0, stream=True):
+        for each in chunk.choices[0].delta.tool_calls or [] if chunk.choices else []:
+            arguments += each.function.arguments or ""
+    assert json.loads(arguments) == json.loads(call.function.arguments)
+    return json.loads(arguments)
 
 
 async def test_a_run_is_trained_on_it_and_proved_by_answers(stock: Stock) -> None:
@@ -140,6 +158,7 @@ async def test_a_run_is_trained_on_it_and_proved_by_answers(stock: Stock) -> Non
         for step in (1, 2):
             assert (await door.train(model, groups, learning_rate=1e-3)).metrics["publish/proved"] == 1.0
             assert door._sessions["p", "m"].backend.route.current().policy.step == step
+        assert await call_a_tool(model) == {"a": 1, "b": 2}
         policy = door._sessions["p", "m"].backend.route.current().policy
         assert policy.proof.kind is ProofKind.BEHAVIOUR
         listed = await stock.adapters()
@@ -151,7 +170,7 @@ async def test_a_run_is_trained_on_it_and_proved_by_answers(stock: Stock) -> Non
 async def test_with_our_extension_it_is_proved_by_its_weights(stock: Stock) -> None:
     engine, shelf = stock.engine(worker_extension=True), Shelf(stock.here / "weights", stock.model)
     endpoint = await engine.start(stock.spec())
-    assert endpoint.model.context_tokens == 512
+    assert endpoint.model.context_tokens == 2048
     stored = [await shelf.store(AdapterShape(seed, rank=8)) for seed in (1, 2)]
     loaded = [await engine.load_adapter(f"w@{number}", each) for number, each in enumerate(stored)]
     assert all(each.slot_digest == each.expected_digest is not None for each in loaded)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from art_vllm import door
-from art_vllm.door import Door
+from art_vllm.door import Door, tools_refusal
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -172,3 +172,47 @@ async def test_an_unload_waits_for_who_is_inside_and_nobody_waits_for_it(
     behind.go.set()
     assert (await call).status_code == 200
     assert behind.models.lora_requests == {}
+
+
+@pytest.mark.parametrize(
+    ("template", "parser", "says"),
+    [
+        ("{{ tools }}<tool_call>", None, "'tool_call_parser' is None"),
+        ("{{ messages }}", "hermes", "does not show them to the model"),
+        ("{{ messages }}<tool_call>", "llama3_json", "does not show them to the model"),
+        ("{{ tools }}", "hermes", "does not write calls as 'hermes' reads them"),
+        ("{{ tools }}", "llama3_json", None),
+        ("{% if tools %}<tool_call>{% endif %}", "hermes", None),
+        ({"default": "{{ messages }}"}, "hermes", None),
+    ],
+)
+def test_tools_are_served_where_the_template_knows_them(template: object, parser: str | None, says: str | None) -> None:
+    told = tools_refusal(template, parser)
+    assert told is None if says is None else told is not None and says in told
+
+
+async def test_a_request_with_tools_is_not_passed_over(
+    behind: Behind, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[Any] = []
+    monkeypatch.setattr(door, "announce", announced.append)
+    tokenizer = SimpleNamespace(chat_template="{{ messages }}")
+    model = SimpleNamespace(model="/m", get_vocab_size=lambda: 9, max_model_len=8, dtype="torch.float32")
+    renderer = SimpleNamespace(get_tokenizer=lambda: tokenizer)
+    behind.state.engine_client = SimpleNamespace(errored=False, model_config=model, renderer=renderer)
+    behind.state.args = SimpleNamespace(chat_template=None, tool_call_parser="hermes")
+    messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        pass
+
+    await behind.door({"type": "lifespan", "app": SimpleNamespace(state=behind.state)}, receive, send)
+    assert announced[0]["chat_template"] == "{{ messages }}"
+    body: dict[str, Any] = {"model": "base", "messages": [], "tools": [{"type": "function"}]}
+    refused = await client.post("/v1/chat/completions", headers=KEY, json=body)
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "tools"
+    for fields in ({"tools": []}, {"tool_choice": "none"}):
+        assert (await client.post("/v1/chat/completions", headers=KEY, json={**body, **fields})).status_code == 200

@@ -203,6 +203,15 @@ async def test_an_error_in_the_worker_is_data_and_the_engine_lives(bench: Bench)
     assert (await bench.complete("base", 1)).status_code == 200
 
 
+async def test_tools_that_the_template_does_not_show_are_refused(bench: Bench) -> None:
+    only_float32(bench)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    body = {"model": "base", "messages": [{"role": "user", "content": "Hi"}], "tools": tools, "max_tokens": 1}
+    refused = await bench.client.post("/v1/chat/completions", json=body)
+    assert refused.status_code == 400 and "the chat template does not show them" in refused.json()["error"]["message"]
+    assert (await bench.client.post("/v1/chat/completions", json={**body, "tool_choice": "none"})).status_code == 200
+
+
 async def test_administrative_routes_need_the_key_and_this_machine(bench: Bench) -> None:
     only_float32(bench)
     async with httpx.AsyncClient(base_url=bench.endpoint.base_url) as stranger:
