@@ -13,7 +13,14 @@ from typing import Any, cast
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from art_core.base_model import BaseIdentity, ModelInfo, base_digest, local_directory
@@ -150,14 +157,33 @@ def locate(base_model: str) -> Path:
         ) from error
 
 
-def _load_model(base_model: str, directory: Path, dtype: torch.dtype, device_map: str | None = None) -> PreTrainedModel:
+def read_config(base_model: str, directory: Path) -> PretrainedConfig:
+    """A model's config, without its weights.
+
+    Args:
+        base_model: Its name, for messages.
+        directory: Where it is.
+
+    Raises:
+        ConfigError: There is none, or transformers does not know such a model.
+    """
     if not (directory / "config.json").is_file():
         raise ConfigError(f"base model {base_model!r} has no config.json; give a directory in Hugging Face layout")
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(base_model, error) from error
+    return config
+
+
+def _load_model(base_model: str, directory: Path, dtype: torch.dtype, device_map: str | None = None) -> PreTrainedModel:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     loader: Any = AutoModelForCausalLM  # its annotation does not know of output_loading_info
+    config = read_config(base_model, directory)
     try:
         model, loading = loader.from_pretrained(
             directory,
+            config=config,
             dtype=dtype,
             device_map=device_map,
             use_safetensors=True,
@@ -165,7 +191,7 @@ def _load_model(base_model: str, directory: Path, dtype: torch.dtype, device_map
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"base model {base_model!r} can't be loaded as a causal LM: {_first_line(error)}") from error
+        raise _not_loaded(base_model, error) from error
     _require_causal(base_model, model, loading)
     model.eval().requires_grad_(False)
     return cast(PreTrainedModel, model)
@@ -199,6 +225,10 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The one that chats without tools are rendered by: some tokenizers have several, by name."""
     template: str | dict[str, str] | None = tokenizer.chat_template
     return template.get("default") if isinstance(template, dict) else template
+
+
+def _not_loaded(base_model: str, error: Exception) -> ConfigError:
+    return ConfigError(f"base model {base_model!r} can't be loaded as a causal LM: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -55,13 +55,17 @@ class LowRankLinear(nn.Module):
     Source: Hu et al. 2021, "LoRA" (arXiv:2106.09685), equation 3.
     """
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float) -> None:
+    rows_O: Tensor | None
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float, rows_O: Tensor | None = None) -> None:
         """Wrap a frozen module; A and B are zero until they are set.
 
         Args:
             base: The frozen module.
             rank: Inner dimension of the update.
             scale: alpha / rank.
+            rows_O: Which row of B belongs to each row of the base, int64, where a library keeps the base's rows in
+                another order than the adapter's files; None: they are in one order.
         """
         super().__init__()
         self.base = base
@@ -70,6 +74,7 @@ class LowRankLinear(nn.Module):
         """(rank, in), float32 whatever the base is."""
         self.b = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32, device=device))
         """(out, rank), float32 whatever the base is."""
+        self.register_buffer("rows_O", None if rows_O is None else rows_O.to(device), persistent=False)
         self._own = LowRank(self.a, self.b, scale)
         self._update: LowRank | None = self._own
 
@@ -86,7 +91,8 @@ class LowRankLinear(nn.Module):
         update = self._update
         if update is None:
             return frozen_linear(x, self.base.weight, self.base.bias)
-        y_LO: Tensor = _LowRank.apply(x.flatten(0, -2), update.a_RI, update.b_OR, update.scale, self.base)  # type: ignore[no-untyped-call]
+        b_OR = update.b_OR if self.rows_O is None else update.b_OR.index_select(0, self.rows_O)
+        y_LO: Tensor = _LowRank.apply(x.flatten(0, -2), update.a_RI, b_OR, update.scale, self.base)  # type: ignore[no-untyped-call]
         return y_LO.view(*x.shape[:-1], -1)
 
 

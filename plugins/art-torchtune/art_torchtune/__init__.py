@@ -1,0 +1,1 @@
+"""Trainer on torchtune's models for ART."""
