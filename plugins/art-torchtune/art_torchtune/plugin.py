@@ -22,7 +22,9 @@ def art_register_trainers(register: Callable[[TrainerPart], None]) -> None:
         TrainerPart(
             name="torchtune",
             options=TorchtuneTrainerOptions,
-            capabilities=Capabilities({Capability.OFFLOAD: FULL, Capability.OPTIMIZER_STATE: FULL}),
+            capabilities=Capabilities(
+                {Capability.OFFLOAD: FULL, Capability.OPTIMIZER_STATE: FULL, Capability.SUPERVISED: FULL}
+            ),
             # Below the torch trainer's: torchtune is no longer developed, so it is there for whoever names it.
             priority=1,
             environment=ENVIRONMENT,

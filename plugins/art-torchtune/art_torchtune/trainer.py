@@ -55,7 +55,7 @@ def build(options: TorchtuneTrainerOptions, spec: TrainerSpec) -> Trainable:
     adapter = adapt(model.decoder, base.model, spec.lora, spec.base_model)
     if options.gradient_checkpointing:
         model.checkpoint_layers()
-    return Trainable(base.info, model, adapter, frozen)
+    return Trainable(base.info, model, adapter, frozen, base.tokenizer)
 
 
 def adapt(decoder: nn.Module, model: PreTrainedModel, lora: LoRAConfig, base_model: str) -> Adapter:
