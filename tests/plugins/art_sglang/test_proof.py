@@ -9,7 +9,6 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +17,13 @@ from art_sglang.options import SglangOptions
 
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.capability import FULL, Capabilities, Capability
-from art_core.checkpoint import StoredCheckpoint
 from art_core.errors import StaleWeightsError
-from art_core.local_store import LocalStore
 from art_core.policy import ProofKind
 from art_core.protocols.engine import EngineSpec
-from art_core.step import Probe
-from art_core.testing.adapter import AdapterShape, write_adapter
+from art_core.testing.adapter import AdapterShape
 from art_core.testing.shelf import Shelf
 from tests.plugins.art_torch.engine_sample import Reference
+from tests.plugins.probed_step import ProbedSteps
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 FAULTS = ["nothing is loaded", "another step", "q and k are swapped", "another scale", "the base answers"]
@@ -39,32 +36,9 @@ class Bench:
     """A started engine whose next load can be made to go wrong, and steps for it."""
 
     engine: SglangEngine
-    shelf: Shelf
+    steps: ProbedSteps
     fault: Path
-    base: Path
-    reference: Reference
     dtype: str
-    published: int = 0
-
-    async def step(self) -> StoredCheckpoint:
-        """The next step, with the probe that a trainer in fp32 would store: B grows by a little."""
-        number = self.published = self.published + 1
-        shape = AdapterShape(seed=1, strength=0.2 + 0.002 * number)
-        directory = self.shelf.run.parent / f"adapter-{number}"
-        directory.mkdir()
-        write_adapter(self.base, directory, shape)
-        self.reference.adapters[str(number)] = directory
-        rng = np.random.default_rng(number)
-        tokens = [rng.integers(0, 256, 24).astype(np.int32) for _ in range(2)]
-        before, after = (self._logprobs(str(max(n, 1)), tokens) for n in (number - 1, number))
-        scored = tuple(np.arange(24) > 3 for _ in tokens)
-        probe = Probe(tuple(tokens), scored, before, after)
-        return await LocalStore().commit(self.shelf.run, self.shelf.stage(number, shape, probe))
-
-    def _logprobs(self, name: str, sequences: list[Any]) -> Any:
-        rows = [self.reference.logprobs(name, tokens.tolist()) for tokens in sequences]
-        picked = [row[np.arange(len(row)), tokens[1:]] for row, tokens in zip(rows, sequences, strict=True)]
-        return tuple(np.array([0.0, *each], np.float32) for each in picked)
 
     async def empty(self) -> None:
         for name in (await self.engine.health()).adapters:
@@ -87,14 +61,14 @@ async def bench(
         patch.setenv("ART_TEST_FAULT", str(fault))
         endpoint = await engine.start(EngineSpec(str(tiny_model), "base", 8, root / "engine.log"))
     assert endpoint.model.dtype == dtype
-    yield Bench(engine, Shelf(root / "run", tiny_model), fault, tiny_model, Reference(tiny_model, {}), dtype)
+    yield Bench(engine, ProbedSteps(root, tiny_model), fault, dtype)
     await engine.stop()
 
 
 async def publish_two(bench: Bench, publisher: ReloadPublisher, fault: str) -> ProofKind:
     """Two steps, the second with the fault; the proof of the second."""
     await bench.empty()
-    first, second = await bench.step(), await bench.step()
+    first, second = await bench.steps.next(), await bench.steps.next()
     await publisher.publish(f"m@{first.step}", first)
     bench.fault.write_text(fault)
     try:

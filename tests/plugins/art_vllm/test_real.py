@@ -29,13 +29,12 @@ from art_core.checkpoint import StoredCheckpoint
 from art_core.config import Environment
 from art_core.environment import interpreter
 from art_core.errors import EngineDiedError, EngineError, StaleWeightsError
-from art_core.local_store import LocalStore
 from art_core.policy import ProofKind
 from art_core.protocols.engine import Endpoint, EngineSpec
-from art_core.step import Probe
 from art_core.testing.adapter import AdapterShape
 from art_core.testing.shelf import Shelf
 from tests.plugins.art_vllm.broken_worker import FAULTS
+from tests.plugins.probed_step import ProbedSteps
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 
@@ -49,6 +48,7 @@ class Bench:
     engine: VllmEngine
     endpoint: Endpoint
     shelf: Shelf
+    steps: ProbedSteps
     client: httpx.AsyncClient
     publisher: ReloadPublisher
     model: Path
@@ -82,7 +82,9 @@ async def bench(
         async with httpx.AsyncClient(base_url=endpoint.base_url, headers=headers, timeout=120) as client:
             shelf = Shelf(root / "run", vllm_model)
             publisher = ReloadPublisher(ReloadOptions(), engine, declared)
-            yield Bench(engine, endpoint, shelf, client, publisher, vllm_model, options)
+            (root / "probed").mkdir()
+            steps = ProbedSteps(root / "probed", vllm_model)
+            yield Bench(engine, endpoint, shelf, steps, client, publisher, vllm_model, options)
         await engine.stop()
 
 
@@ -111,38 +113,27 @@ async def test_an_adapter_loaded_wrongly_is_caught_by_its_slot(bench: Bench, fau
     assert policy.proof.kind is ProofKind.WEIGHTS
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_without_the_weight_proof_its_answers_catch_it(bench: Bench, fault: str) -> None:
-    """In float32. What the trainer would say of the right step is what this engine says of it, loaded rightly."""
-    only_float32(bench)
-    score_only = ReloadPublisher(ReloadOptions(), bench.engine, Capabilities({Capability.SCORE: FULL}))
-    tokens = tuple(np.random.default_rng(seed).integers(0, 250, 40).astype(np.int32) for seed in (1, 2))
-    scored = tuple(np.arange(40) > 8 for _ in tokens)
-    old = await bench.shelf.store(AdapterShape(1, rank=8))
-    truth = await bench.shelf.store(AdapterShape(1, rank=8, strength=0.21))
-    await bench.engine.load_adapter("m@0", old)
-    await bench.engine.load_adapter("truth@0", truth)
-    before, after = [tuple(await bench.engine.score(name, tokens)) for name in ("m@0", "truth@0")]
-    await bench.engine.unload_adapter("truth@0")
-    told = [
-        tuple(np.where(where, row, 0).astype(np.float32) for where, row in zip(scored, rows, strict=True))
-        for rows in (before, after)
-    ]
-    step = bench.shelf._next
-    bench.shelf._next += 1
-    probe = Probe(tokens, scored, told[0], told[1])
-    staged = await asyncio.to_thread(bench.shelf.stage, step, AdapterShape(1, rank=8, strength=0.21), probe)
-    right = await LocalStore().commit(bench.shelf.run, staged)
-    previous = f"m@{right.manifest.parent}"
-    await bench.engine.load_adapter(previous, old)
-    await bench.break_loads(fault, old)
+async def published_without_the_weight_proof(bench: Bench, fault: str) -> ProofKind:
+    """Two steps, the second with the fault; what proves the second."""
+    await bench.clear()
+    publisher = ReloadPublisher(ReloadOptions(), bench.engine, Capabilities({Capability.SCORE: FULL}))
+    first, second = await bench.steps.next(), await bench.steps.next()
+    await publisher.publish(f"m@{first.step}", first)
+    await bench.break_loads(fault, first)
     try:
-        with pytest.raises(StaleWeightsError, match="did not move as the trainer's did"):
-            await score_only.publish(f"m@{step}", right)
+        return (await publisher.publish(f"m@{second.step}", second)).proof.kind
     finally:
-        await bench.break_loads("", old)
-    policy = await score_only.publish(f"m@{step}", right)
-    assert policy.proof.kind is ProofKind.BEHAVIOUR
+        await bench.break_loads("", first)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_answers_catch_every_fault_in_fp32_and_prove_nothing_in_bf16(bench: Bench, fault: str) -> None:
+    if bench.options.dtype == "bfloat16":
+        assert await published_without_the_weight_proof(bench, fault) is ProofKind.NONE
+        return
+    with pytest.raises(StaleWeightsError, match="did not move as the trainer's did"):
+        await published_without_the_weight_proof(bench, fault)
+    assert await published_without_the_weight_proof(bench, "") is ProofKind.BEHAVIOUR
 
 
 async def test_no_false_alarm_for_the_smallest_steps(bench: Bench) -> None:
