@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from art_core import disk
 from art_core.base_model import BaseIdentity
 from art_core.errors import CheckpointCorruptError, CheckpointError
-from art_core.file_record import FileRecord, corrupt, differs, open_regular, record
+from art_core.file_record import FileRecord, corrupt, differs, force, open_regular, record
 from art_core.step import Probe
 
 MANIFEST = "manifest.json"
@@ -125,7 +125,8 @@ class ManifestFields(TypedDict, total=False):
 def write_manifest(directory: Path, **fields: Unpack[ManifestFields]) -> Checkpoint:
     """Describe every staged file and write the manifest beside them. Only core does this, never a part.
 
-    Nothing is forced to the disk: the store's commit does that, the manifest last, before it shows the checkpoint.
+    The files are forced to the disk while they are hashed, so that a commit, which forces all of it before it shows
+    the checkpoint, finds little left to do.
 
     Args:
         directory: Staging directory with all files in place.
@@ -139,7 +140,7 @@ def write_manifest(directory: Path, **fields: Unpack[ManifestFields]) -> Checkpo
         names = sorted(path.name for path in directory.iterdir() if path.name != MANIFEST)
         try:
             with ThreadPoolExecutor(_THREADS, thread_name_prefix="art-hash") as threads:
-                files = dict(zip(names, threads.map(lambda name: record(directory / name), names), strict=True))
+                files = dict(zip(names, threads.map(lambda name: force(directory / name), names), strict=True))
             manifest = Manifest.model_validate({**fields, "files": files})
         except ValidationError as error:
             raise CheckpointError(f"{directory}: {_reason(error)}", stage="checkpoint") from error

@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from art_core import disk
 from art_core.errors import CheckpointCorruptError
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 2 << 20
 
 
 class FileRecord(BaseModel):
@@ -38,8 +39,22 @@ def record(path: Path) -> FileRecord:
         return FileRecord(size_bytes=size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
+def force(path: Path) -> FileRecord:
+    """Force a regular file's bytes to the disk and hash them meanwhile: the one waits while the other works.
+
+    Raises:
+        CheckpointCorruptError: It is missing, a link, a device or a directory.
+        StoreError: The system refuses.
+    """
+    with open_regular(path) as (file, size), _aside("force") as aside:
+        forced = aside.submit(os.fsync, file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        forced.result()
+    return FileRecord(size_bytes=size, sha256=digest)
+
+
 def copy(source: Path, target: Path) -> FileRecord:
-    """Copy a regular file, hashing what is copied on the way; nothing is forced to the disk.
+    """Copy a regular file and force the copy to the disk; every piece is hashed while it is written.
 
     Args:
         source: Never followed where it is a link.
@@ -54,12 +69,21 @@ def copy(source: Path, target: Path) -> FileRecord:
     """
     digest, size = hashlib.sha256(), 0
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with open_regular(source) as (file, _), disk.opened(target, flags) as fd:
+    with open_regular(source) as (file, _), disk.opened(target, flags) as fd, _aside("copy") as aside:
+        hashed = aside.submit(digest.update, b"")
         while data := file.read(_CHUNK_BYTES):
+            hashed.result()
+            hashed = aside.submit(digest.update, data)
             disk.write_all(fd, data)
-            digest.update(data)
             size += len(data)
+        os.fsync(fd)
+        hashed.result()
     return FileRecord(size_bytes=size, sha256=digest.hexdigest())
+
+
+def _aside(name: str) -> ThreadPoolExecutor:
+    """One thread for what can go on meanwhile."""
+    return ThreadPoolExecutor(1, thread_name_prefix=f"art-{name}")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The checkpoints of a run on this machine, as directories beside the run's other files.
 
-A commit is the rename of a staging directory, under a lock that makes exactly one winner. Before it every file is
-forced to the disk, then the manifest, then the directory; after it the parent. So a name without a leading dot under
+A commit is the rename of a staging directory, under a lock that makes exactly one winner. Before it every file, the
+manifest and the directory are forced to the disk; after it the parent. So a name without a leading dot under
 ``checkpoints`` is whole at any instant, and there when `commit` has returned. The path never moves: an engine may read
 an adapter's files again at any time.
 """
@@ -176,7 +176,7 @@ def make_empty(directory: Path) -> None:
 
 
 def copy_checkpoint(source: Checkpoint, directory: Path) -> Checkpoint:
-    """Copy a checkpoint's files and manifest, each read, hashed and written once; nothing is forced to the disk.
+    """Copy a checkpoint's files and manifest, each read, hashed and written once; a commit forces all to the disk.
 
     Args:
         source: The checkpoint; its manifest must be what stands in its directory.
@@ -270,9 +270,7 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def _sync_files(directory: Path) -> None:
-    names = [path for path in directory.iterdir() if path.name != MANIFEST]
+    """Force all of a staged directory to the disk, side by side: nobody looks at it before it is renamed."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="art-sync") as threads:
-        for _ in threads.map(disk.sync, names):
+        for _ in threads.map(disk.sync, [*directory.iterdir(), directory]):
             pass
-    disk.sync(directory / MANIFEST)
-    disk.sync(directory)

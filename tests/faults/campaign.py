@@ -195,8 +195,8 @@ class Campaign:
         run = RunDirectory.create_or_open(path, PROJECT, RUN, self._victim.base_model, LORA)
         run.close()
         self._check_log(run, most)
-        assert list((path / PROJECT).rglob(".*")) == []
-        assert list(self._temporary.iterdir()) == []
+        assert (left := list((path / PROJECT).rglob(".*"))) == [], left
+        assert (left := list(self._temporary.rglob("*"))) == [], left
         if self._victim.copies:
             copied = self._listed(path / COPIES)
             assert copied == listed[: len(copied)]
