@@ -33,7 +33,7 @@ class S3StoreOptions(PartOptions):
     timeout_s: float = Field(default=60.0, gt=0)
     """A request without any progress for so long is given up, and tried again later."""
     part_bytes: int = Field(default=16 << 20, ge=5 << 20, le=1 << 30)
-    """Larger files are uploaded in parts of this size, several at once."""
+    """Files that are more than four times as large are uploaded in parts of this size, several at once."""
 
     @model_validator(mode="after")
     def _one_place(self) -> S3StoreOptions:
