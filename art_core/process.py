@@ -20,6 +20,7 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -246,11 +247,12 @@ os.register_at_fork(after_in_child=_close_private_fds)
 _ready_fds: list[int] = []
 
 
-def attach_owner(litter: Path | None = None) -> None:
+def attach_owner(private: Path | None = None) -> None:
     """Child side: from now on die, with the whole process group, when the owner ends. Call it first in ``main``.
 
     Args:
-        litter: A directory of the owner's to remove then, because the owner no longer can.
+        private: A directory of this process's, made if need be; it goes when the owner ends, or on SIGTERM. So
+            it is never without a living process that removes it, unless this one is killed: then its owner does.
 
     Raises:
         ConfigError: This process was not started by `Child.launch`.
@@ -259,7 +261,10 @@ def attach_owner(litter: Path | None = None) -> None:
     for fd in (lifeline_fd, ready_fd):
         os.set_inheritable(fd, False)
     _ready_fds.append(ready_fd)
-    threading.Thread(target=_die_with_owner, args=(lifeline_fd, litter), daemon=True, name="art-lifeline").start()
+    if private is not None:
+        private.mkdir(mode=0o700, exist_ok=True)
+        signal.signal(signal.SIGTERM, lambda number, frame: _die(number, private))
+    threading.Thread(target=_die_with_owner, args=(lifeline_fd, private), daemon=True, name="art-lifeline").start()
 
 
 def announce(data: Mapping[str, Any]) -> None:
@@ -272,10 +277,22 @@ def announce(data: Mapping[str, Any]) -> None:
         pipe.write(json.dumps(data).encode() + b"\n")
 
 
-def _die_with_owner(lifeline_fd: int, litter: Path | None) -> None:
+def remove(directory: Path) -> None:
+    """Remove a directory; one that is gone is no error, because owner and child may both remove it."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(directory)
+
+
+def _die_with_owner(lifeline_fd: int, private: Path | None) -> None:
     os.read(lifeline_fd, 1)
     try:
-        if litter is not None:
-            shutil.rmtree(litter)
+        if private is not None:
+            remove(private)
     finally:
         os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _die(number: int, private: Path) -> None:
+    remove(private)
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)

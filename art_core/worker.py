@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ from art_core.config import Timeouts
 from art_core.errors import ArtError, TrainerError, TrainerStartError, TrainerUnavailableError, from_wire
 from art_core.log_line import forward
 from art_core.message import Arrays, decode, encode, encoded_of, own_versions, skew
-from art_core.process import Child, ProcessError
+from art_core.process import Child, ProcessError, remove
 from art_core.protocols.trainer import TrainerInfo, TrainerSpec
 from art_core.step import Probe, StepConfig, StepResult
 from art_core.supervised import EncodedChat, EncodeRequest
@@ -137,14 +136,13 @@ class TrainerWorker:
         return await self._connection.call(method, data, arrays, timeout_s)
 
     async def _launch(self) -> _Connection:
-        directory = Path(tempfile.mkdtemp(prefix="art-"))  # mode 0700: only this user can reach the socket
+        directory = Path(tempfile.gettempdir()) / f"art-{uuid.uuid4().hex[:16]}"  # made, and removed, by the child
         lines, written = os.pipe()
         command = [self._python, "-P", "-m", "art_core.worker_server", self._part, str(directory / _SOCKET)]
         command += ["--log-fd", str(written)]
         try:
             child = await Child.launch(command, log_path=self._log_path, env=self._variables, pass_fds=[written])
         except ProcessError as error:
-            shutil.rmtree(directory)
             raise TrainerStartError(f"trainer {self._part!r}: {error}") from error
         finally:
             os.close(written)
@@ -225,9 +223,10 @@ class _Connection:
             await self.kill()
 
     async def kill(self) -> None:
-        """End the process at once and remove its socket."""
+        """End the process at once and remove its socket, before and, as it may just have made it, after."""
+        remove(self._directory)
         await self.child.stop(0)
-        shutil.rmtree(self._directory)
+        remove(self._directory)
 
     async def _cancel(self, method: str, call: str) -> None:
         """Cancel a call and wait until it has ended in the process; kill the process where it does not end."""

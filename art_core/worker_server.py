@@ -195,10 +195,10 @@ def main() -> None:
     """Serve until the owner stops or ends."""
     parser = argparse.ArgumentParser(prog="art_core.worker_server", description=__doc__)
     parser.add_argument("trainer", help="name of an installed trainer, or module:callable")
-    parser.add_argument("socket", type=Path, help="path of the Unix socket to serve on, in a private directory")
+    parser.add_argument("socket", type=Path, help="path of the Unix socket to serve on, in a directory to be made")
     parser.add_argument("--log-fd", type=int, required=True, help="pipe to the owner for log lines")
     arguments = parser.parse_args()
-    attach_owner(litter=arguments.socket.parent)
+    attach_owner(private=arguments.socket.parent)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger().addHandler(LogLineHandler(arguments.log_fd))
     asyncio.run(_serve(arguments.trainer, arguments.socket))

@@ -184,6 +184,27 @@ async def test_nothing_survives_the_owner(tmp_path: Path, number: signal.Signals
         await gone(pid)
 
 
+async def test_a_private_directory_goes_with_the_child_that_made_it(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    code = f"from pathlib import Path; attach_owner(private=Path({str(private)!r})); announce({{'grandchild': 0}})\n"
+    child = await launch(tmp_path, code + f"(Path({str(private)!r}) / 'socket').touch()\n{WAIT}")
+    await child.ready(30)
+    assert private.stat().st_mode & 0o777 == 0o700
+    assert await child.stop(10) == -signal.SIGTERM
+    assert not private.exists()
+
+    again = PREAMBLE + code + WAIT
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, again, tmp_path / "log"], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    pid = int(owner.stdout.readline().split()[0])
+    assert private.is_dir()
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    await gone(pid)
+    assert not private.exists()
+
+
 async def test_a_sibling_and_a_fork_do_not_hold_the_lifeline(tmp_path: Path) -> None:
     """A later child and a fork without exec both outlive the owner; the child must not."""
     owner_code = OWNER.replace(

@@ -56,7 +56,7 @@ class Settings:
 def main() -> None:
     """Serve until the owner stops or ends."""
     scratch, socket_fd, settings_fd = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    attach_owner(litter=scratch)
+    attach_owner(private=scratch)
     with os.fdopen(settings_fd, "rb") as file:
         settings = Settings(**json.load(file))
     try:
