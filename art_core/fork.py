@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +71,7 @@ async def fork_checkpoint(store: LocalStore, source: ForkSource, target: ForkTar
         RunLockedError: Another process holds the target.
         StoreError: The system refuses.
     """
-    original = await find_checkpoint(store, source)
-    await asyncio.to_thread(_require_same, source, original, target)
-    await asyncio.to_thread(_require_fit, original, target)
+    original = await find_fit(store, source, target)
     run = RunDirectory.create_or_open(target.root, target.project, target.run, target.base_model, target.lora)
     try:
         standing = await store.list(run.path)
@@ -80,14 +80,46 @@ async def fork_checkpoint(store: LocalStore, source: ForkSource, target: ForkTar
                 f"run {target.run!r} has steps already (newest: {standing[-1].step}), so nothing can be forked into "
                 f"it; choose another run name"
             )
-        directory = run.stage()
-        try:
-            copy = await store.fetch(original, directory)
-            return await store.commit(run.path, await asyncio.to_thread(_rename, copy, source, run.name))
-        finally:
-            run.discard(directory)
+        async with staged_fork(store, source, original, run) as checkpoint:
+            return await store.commit(run.path, checkpoint)
     finally:
         run.close()
+
+
+async def find_fit(store: LocalStore, source: ForkSource, target: ForkTarget) -> StoredCheckpoint:
+    """The checkpoint that is to be forked, with every byte read and found to fit the new run.
+
+    Raises:
+        As `fork_checkpoint`, but for what is wrong with the target's directory.
+    """
+    original = await find_checkpoint(store, source)
+    await asyncio.to_thread(_require_same, source, original, target)
+    await asyncio.to_thread(_require_fit, original, target)
+    return original
+
+
+@asynccontextmanager
+async def staged_fork(
+    store: LocalStore, source: ForkSource, original: StoredCheckpoint, run: RunDirectory
+) -> AsyncIterator[Checkpoint]:
+    """A verified copy under a manifest of the new run, in its directory and to be committed; else it goes.
+
+    Args:
+        store: Holds both runs.
+        source: Where it comes from.
+        original: What `find_fit` found there.
+        run: The new run, held by this process.
+
+    Raises:
+        CheckpointCorruptError: A file differs from its manifest.
+        StoreError: The system refuses.
+    """
+    directory = run.stage()
+    try:
+        copy = await store.fetch(original, directory)
+        yield await asyncio.to_thread(_rename, copy, source, run.name)
+    finally:
+        run.discard(directory)
 
 
 async def find_checkpoint(store: LocalStore, source: ForkSource) -> StoredCheckpoint:

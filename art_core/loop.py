@@ -13,7 +13,9 @@ from pathlib import Path
 from art_core.backend import Backend, publish
 from art_core.capability import Capability
 from art_core.checkpoint import PROBE, Checkpoint, write_manifest
-from art_core.errors import RunError, StoreError
+from art_core.errors import ConfigError, RunError, StoreError
+from art_core.fork import ForkSource, ForkTarget, find_fit, staged_fork
+from art_core.local_store import LocalStore
 from art_core.policy import ProofKind, PublishedPolicy
 from art_core.preparation import Prepared, prepare, prepare_supervised, warn_of_disagreement
 from art_core.proof import behaviour
@@ -98,6 +100,33 @@ async def _step(backend: Backend, prepared: Callable[[int], Awaitable[Prepared]]
         metrics |= await _behaviour(backend, previous, policy, result.probe)
     await _retain(backend)
     return StepOutcome(policy, metrics | dict(result.metrics) | timings.metrics() | _figures(backend, policy))
+
+
+async def fork_into(backend: Backend, source: ForkSource, target: ForkTarget) -> PublishedPolicy:
+    """Put another run's checkpoint into an open run that has not been trained yet, and serve it.
+
+    Args:
+        backend: Open, and locked by the caller; the target is its run.
+        source: Which checkpoint.
+        target: What the run was made for.
+
+    Returns:
+        The forked step, proved and the default.
+
+    Raises:
+        ConfigError: Base model or adapter shape differ, or a step was trained here already.
+        RunError: There is no such checkpoint, it is damaged, or can't be served; the fresh adapter goes on serving.
+    """
+    original, newest = await find_fit(LocalStore(), source, target), (await backend.store.list())[-1].step
+    if newest > 0 or original.step == 0:
+        raise ConfigError(
+            f"step {original.step} of run {source.run!r} can't be forked into run {target.run!r}, whose newest step is "
+            f"{newest}; allowed once it is registered: a trained step, into a run that is at step 0"
+        )
+    async with staged_fork(LocalStore(), source, original, backend.spec.run) as checkpoint:
+        await backend.store.commit(checkpoint)
+    backend.position.step = None  # the trainer still holds the fresh adapter
+    return await _catch_up(backend)
 
 
 async def _catch_up(backend: Backend) -> PublishedPolicy:

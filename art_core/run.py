@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from art_core import disk
 from art_core.config import LoRAConfig
 from art_core.errors import ConfigError, RunLockedError, StoreError
+from art_core.foreign_run import refuse_foreign
 from art_core.process import close_in_forks, close_private
 from art_core.run_key import plain_name
 
@@ -90,11 +91,13 @@ class RunDirectory:
             lora: The adapter's shape.
 
         Raises:
-            ConfigError: A name is not a plain one, or the run has steps of another base model or LoRA shape.
+            ConfigError: A name is not a plain one, the run has steps of another base model or LoRA shape, or it is
+                another backend's.
             RunLockedError: Another process holds the run; it is named.
             StoreError: The system refuses.
         """
         path = run_path(root, project, run)
+        refuse_foreign(path)
         opened = cls(path)
         with disk.disk_errors(f"open run {run!r}"):
             for directory in (opened.checkpoints, opened.log_directory, path / "trajectories"):

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from art_core.adapter_file import read_adapter_config
-from art_core.checkpoint import ADAPTER_CONFIG, Checkpoint, StoredCheckpoint
+from art_core.base_model import BaseIdentity, base_digest
+from art_core.checkpoint import ADAPTER_CONFIG, Checkpoint, StoredCheckpoint, write_manifest
 from art_core.config import LoRAConfig
 from art_core.errors import CheckpointNotFoundError, CommitConflictError
-from art_core.fork import ForkSource, ForkTarget, fork_checkpoint
+from art_core.file_record import copy
+from art_core.foreign_run import FILES, foreign_step, foreign_steps
+from art_core.fork import ForkSource, ForkTarget
 from art_core.intake import require_arrays
 from art_core.local_store import LocalStore
 from art_core.protocols.store import CheckpointStore, StoreEntry, content_key
 from art_core.run import RunDirectory, run_path
 from art_core.run_key import RunKey
+
+_log = logging.getLogger("art.store")
 
 Told = Callable[[int, bool], None]
 """Called after each step with its number, and whether anything was copied (False: it was there already)."""
@@ -115,37 +124,86 @@ async def find(store: CheckpointStore, run: RunKey, step: int | None, up_to: int
     return found[-1]
 
 
-async def fork_from_store(
-    store: CheckpointStore, run: RunKey, up_to: int | None, target: ForkTarget, scratch: Path
-) -> StoredCheckpoint:
-    """Start a run from a step that a store holds; see `art_core.fork.fork_checkpoint`.
+@asynccontextmanager
+async def fetched_source(
+    store: CheckpointStore, source: ForkSource, target_modules: Sequence[str] | None
+) -> AsyncIterator[ForkSource]:
+    """What is to be forked, fetched from a store into a run that is gone after the block.
 
     Args:
         store: Where from.
-        run: The run that is forked.
-        up_to: Its newest step up to this one; None: the newest.
-        target: Which run is started.
-        scratch: An empty directory; what is fetched stays there.
+        source: Which run, and up to which step; its root does not count.
+        target_modules: Those of the run that is started: a checkpoint does not say which a run was made with.
 
     Raises:
-        ConfigError: Base model or LoRA shape differ, or the target has steps already.
         CheckpointNotFoundError: The store has no such step.
-        CheckpointCorruptError: A file is not what its manifest or its name says.
+        CheckpointCorruptError: A file is not what its manifest says.
         StoreError: The store or the system refuses.
     """
-    entry = await find(store, run, None, up_to)
-    fetched = await store.fetch(run, entry.step, scratch / "fetched")
+    run = RunKey(source.project, source.run)
+    entry = await find(store, run, None, source.not_after_step)
+    with tempfile.TemporaryDirectory(prefix="art-fork-") as scratch:
+        fetched = await store.fetch(run, entry.step, Path(scratch) / "fetched")
+        yield await _scratch_run(fetched, replace(source, root=Path(scratch)), target_modules)
+
+
+@asynccontextmanager
+async def adopted_source(source: ForkSource, target: ForkTarget) -> AsyncIterator[ForkSource]:
+    """What is to be forked of another backend's run, as a run of ours that is gone after the block.
+
+    The other run's files are read, never changed. What nobody can verify of them is logged as a warning.
+
+    Args:
+        source: A run that has `foreign_steps`.
+        target: Which run is started.
+
+    Raises:
+        CheckpointNotFoundError: There is no step up to that one.
+        CheckpointCorruptError: A file is missing, or its adapter is of a kind that can't be served.
+        StoreError: The system refuses.
+    """
+    run = run_path(source.root, source.project, source.run)
+    steps = foreign_steps(run)
+    found = [step for step in steps if source.not_after_step is None or step <= source.not_after_step]
+    if not found:
+        raise CheckpointNotFoundError(f"{run} has no step up to {source.not_after_step}; its steps: {_numbers(steps)}")
+    with tempfile.TemporaryDirectory(prefix="art-fork-") as scratch:
+        adopted = await asyncio.to_thread(_adopt, run, found[-1], target, Path(scratch) / "adopted")
+        yield await _scratch_run(adopted, replace(source, root=Path(scratch)), target.lora.target_modules)
+
+
+def _adopt(run: Path, step: int, target: ForkTarget, directory: Path) -> Checkpoint:
+    """A foreign step's files under a manifest; what nobody can verify is said."""
+    directory.mkdir()
+    for name in FILES:
+        copy(foreign_step(run, step) / name, directory / name)
+    named, base = read_adapter_config(directory / ADAPTER_CONFIG), Path(target.resolved_model)
+    _log.warning(
+        "step %d of %s was written by openpipe-art's own backend; it is refused unless it is whole, finite and of "
+        "the base model's shapes. What can't be verified: that its files are as they were written, for they have no "
+        "digests, and that its base model, %r, is this one, %r. Its optimizer's state was not kept and begins afresh",
+        step,
+        run,
+        named.get("base_model_name_or_path"),
+        target.base_model,
+    )
+    identity = BaseIdentity(name=target.base_model, digest=base_digest(base) if base.is_dir() else "unknown")
+    return write_manifest(directory, run=run.name, step=step, base_model=identity)
+
+
+async def _scratch_run(fetched: Checkpoint, source: ForkSource, target_modules: Sequence[str] | None) -> ForkSource:
+    """A run of ours around files from elsewhere."""
     shape = read_adapter_config(fetched.directory / ADAPTER_CONFIG)
-    lora = LoRAConfig(rank=shape["r"], alpha=shape["lora_alpha"], target_modules=target.lora.target_modules)
-    source = RunDirectory.create_or_open(scratch, run.project, run.run, entry.manifest.base_model.name, lora)
+    lora = LoRAConfig(rank=shape["r"], alpha=shape["lora_alpha"], target_modules=target_modules)
+    run = RunDirectory.create_or_open(source.root, source.project, source.run, fetched.manifest.base_model.name, lora)
     try:
-        staged = source.stage()
+        staged = run.stage()
         staged.rmdir()
         fetched.directory.rename(staged)
-        await LocalStore().commit(source.path, Checkpoint(staged, fetched.manifest))
+        await LocalStore().commit(run.path, Checkpoint(staged, fetched.manifest))
     finally:
-        source.close()
-    return await fork_checkpoint(LocalStore(), ForkSource(scratch, run.project, run.run, entry.step), target)
+        run.close()
+    return replace(source, not_after_step=fetched.manifest.step)
 
 
 def _numbers(steps: Collection[int]) -> str:

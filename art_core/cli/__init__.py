@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from art_core.cli import checkpoint, environment, plugin, remote, removal, transfer
+from art_core.cli import checkpoint, environment, fork, plugin, remote, removal, transfer
 from art_core.cli.doctor import doctor
 from art_core.config import Environment
 from art_core.errors import ArtError, ConfigError, PluginError
@@ -29,7 +29,7 @@ app = typer.Typer(
 app.add_typer(plugin.app, name="plugins")
 app.add_typer(environment.app, name="env")
 app.add_typer(checkpoint.app, name="checkpoints")
-for command in (remote.show_step, transfer.pull, transfer.push, removal.delete, removal.gc):
+for command in (remote.show_step, transfer.pull, transfer.push, fork.fork, removal.delete, removal.gc):
     checkpoint.app.command(name=command.__name__.removesuffix("_step"))(command)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -13,13 +12,14 @@ from art_core.client.model import Model
 from art_core.client.trainable import TrainableModel
 from art_core.config import Environment
 from art_core.errors import CheckpointNotFoundError, ConfigError
-from art_core.fork import ForkSource, ForkTarget, find_checkpoint, fork_checkpoint
+from art_core.foreign_run import foreign_steps
+from art_core.fork import ForkSource, ForkTarget, find_checkpoint
 from art_core.local_store import LocalStore
 from art_core.model_source import resolve_base_model
 from art_core.protocols.store import CheckpointStore
 from art_core.run import run_path
 from art_core.run_key import RunKey
-from art_core.transfer import find, fork_from_store, pull, push
+from art_core.transfer import adopted_source, fetched_source, find, pull, push
 
 
 class ForkArgs(TypedDict, total=False):
@@ -92,10 +92,14 @@ Bucket = Callable[[str, str], CheckpointStore]
 """Makes the store of a bucket and a prefix."""
 
 
+Fork = Callable[[ForkSource, ForkTarget], Awaitable[object]]
+"""Puts a run's checkpoint into another run."""
+
+
 async def fork_model(
-    root: Path, bucket: Bucket, model: TrainableModel[Any], from_model: str, options: ForkArgs
+    root: Path, bucket: Bucket, model: TrainableModel[Any], from_model: str, options: ForkArgs, fork: Fork
 ) -> None:
-    """Copy a checkpoint of another model into a new one; see `art_core.fork.fork_checkpoint`.
+    """Copy a checkpoint of another model into a new one.
 
     Args:
         root: The backend's root of all runs.
@@ -103,6 +107,7 @@ async def fork_model(
         model: The new model.
         from_model: Run name of the one that is forked.
         options: As given.
+        fork: `art_core.fork.fork_checkpoint`, or its like for a model that is registered already.
 
     Raises:
         ConfigError: A keyword is unknown, the step below 0, or the two models don't fit together.
@@ -116,12 +121,15 @@ async def fork_model(
     base = await resolve_base_model(model.base_model, Environment.read().cache)
     lora = lora_config(model.lora_config)
     target = ForkTarget(root, model.project, model.run_name, model.base_model, base, lora)
+    source = ForkSource(path, project, from_model, step)
     if name := options.get("from_s3_bucket"):
-        with tempfile.TemporaryDirectory(prefix="art-fork-") as scratch:
-            store = bucket(name, options.get("prefix") or "")
-            await fork_from_store(store, RunKey(project, from_model), step, target, Path(scratch))
-        return
-    await fork_checkpoint(LocalStore(), ForkSource(path, project, from_model, step), target)
+        async with fetched_source(bucket(name, options.get("prefix") or ""), source, lora.target_modules) as fetched:
+            await fork(fetched, target)
+    elif foreign_steps(run_path(path, project, from_model)):
+        async with adopted_source(source, target) as adopted:
+            await fork(adopted, target)
+    else:
+        await fork(source, target)
 
 
 async def push_model(root: Path, store: CheckpointStore, model: Model[Any], options: PushArgs) -> None:

@@ -242,8 +242,9 @@ class LocalBackend(LocalTransfer):
         async with backend.lock:
             await delete_steps(backend, steps_to_keep)
 
-    def _is_open(self, model: Model[Any]) -> bool:
-        return _key(model) in self._sessions
+    def _open_backend(self, model: Model[Any]) -> Backend | None:
+        session = self._sessions.get(_key(model))
+        return session.backend if session else None
 
     def _session(self, model: Model[Any]) -> _Session:
         session = self._sessions.get(_key(model)) if isinstance(model, TrainableModel) else None

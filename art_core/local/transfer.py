@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Unpack
 
+from art_core.backend import Backend
 from art_core.client.fork import (
     ForkArgs,
     PullArgs,
@@ -22,6 +23,9 @@ from art_core.client.model import Model
 from art_core.client.trainable import TrainableModel
 from art_core.compose import compose_bucket, compose_store
 from art_core.errors import ConfigError
+from art_core.fork import ForkSource, ForkTarget, fork_checkpoint
+from art_core.local_store import LocalStore
+from art_core.loop import fork_into
 from art_core.plugins import Plugins
 from art_core.protocols.store import CheckpointStore
 from art_core.selection import StoreSelection
@@ -42,17 +46,22 @@ class LocalTransfer(ABC):
         self._plugins = plugins
 
     @abstractmethod
-    def _is_open(self, model: Model[Any]) -> bool:
-        """Whether the model is trained and served here."""
+    def _open_backend(self, model: Model[Any]) -> Backend | None:
+        """What trains and serves the model, once it is registered."""
 
     async def _experimental_fork_checkpoint(
         self, model: TrainableModel[Any], from_model: str, **options: Unpack[ForkArgs]
     ) -> None:
-        if self._is_open(model):
-            raise ConfigError(
-                f"model {model.name!r} is registered already; fork before `await model.register(backend)`"
-            )
-        await fork_model(self._path, self._bucket, model, from_model, options)
+        backend = self._open_backend(model)
+
+        async def fork(source: ForkSource, target: ForkTarget) -> None:
+            if backend is None:
+                await fork_checkpoint(LocalStore(), source, target)
+                return
+            async with backend.lock:
+                await fork_into(backend, source, target)
+
+        await fork_model(self._path, self._bucket, model, from_model, options, fork)
 
     async def _experimental_pull_model_checkpoint(self, model: Model[Any], **options: Unpack[PullArgs]) -> str:
         return str(await pull_model(self._path, self._bucket, model, options))
@@ -64,7 +73,7 @@ class LocalTransfer(ABC):
             DeprecationWarning,
             stacklevel=2,
         )
-        if options.get("delete") and self._is_open(model):
+        if options.get("delete") and self._open_backend(model):
             raise ConfigError(f"model {model.name!r} is registered; what it stores is not deleted from under it")
         await pull_run(self._path, self._place(options.get("s3_bucket"), options.get("prefix")), model, options)
 

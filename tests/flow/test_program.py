@@ -105,7 +105,7 @@ async def test_a_run_is_trained_forked_and_goes_on_under_another_name(tmp_path: 
         assert verify(Path(pulled)).run == "agent-002"
         await second.register(backend)
         assert await second.get_step() == 2
-        with pytest.raises(ConfigError, match="'agent-002' is registered already; fork before"):
+        with pytest.raises(ConfigError, match="run 'agent-002', whose newest step is 2; allowed once it is registered"):
             await backend._experimental_fork_checkpoint(second, from_model="agent-001")
         await train(backend, second, steps=3)
         await first.delete_checkpoints(best_checkpoint_metric="val/reward")  # the best of val is step 1

@@ -1,0 +1,85 @@
+"""A run directory that openpipe-art's own backend wrote. It is recognised and read, never changed.
+
+    checkpoints/0007/adapter_config.json adapter_model.safetensors …    and no manifest
+
+There the directory's existence is all that says that a step is there: no file has a digest, a kill may have left the
+last one torn, and the optimizer's state was never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from art_core import disk
+from art_core.adapter_file import read_adapter_config
+from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, MANIFEST
+from art_core.config import LoRAConfig
+from art_core.errors import ConfigError
+
+FILES = (ADAPTER_CONFIG, ADAPTER)
+"""What of a foreign step is an adapter; tokenizers, pickles and cards beside it are not read."""
+
+
+def foreign_steps(run: Path) -> Sequence[int]:
+    """The steps that a foreign run seems to have, rising; none where the run is one of ours, or no run.
+
+    Args:
+        run: The run's directory.
+
+    Raises:
+        StoreError: The system refuses to read it.
+    """
+    checkpoints = run / "checkpoints"
+    with disk.disk_errors(f"read {run}"):
+        if (run / "run.json").exists() or not checkpoints.is_dir():
+            return []
+        return sorted(int(path.name) for path in checkpoints.iterdir() if _is_foreign(path))
+
+
+def foreign_step(run: Path, step: int) -> Path:
+    """Where a foreign run keeps a step."""
+    return next(path for path in (run / "checkpoints").iterdir() if path.name.isdecimal() and int(path.name) == step)
+
+
+def foreign_made_for(run: Path, step: int) -> tuple[str, LoRAConfig]:
+    """What a foreign run says that it was made for: its base model's name and the adapter's shape.
+
+    Args:
+        run: The run's directory.
+        step: One of its steps.
+
+    Raises:
+        CheckpointCorruptError: The step does not say it, or not so that it can be used.
+    """
+    config = read_adapter_config(foreign_step(run, step) / ADAPTER_CONFIG)
+    modules = config.get("target_modules")
+    lora = LoRAConfig(config["r"], config["lora_alpha"], sorted(modules) if isinstance(modules, list) else None)
+    return str(config.get("base_model_name_or_path")), lora
+
+
+def refuse_foreign(run: Path) -> None:
+    """Refuse to train in a foreign run's directory, before anything in it is touched.
+
+    Args:
+        run: The run's directory.
+
+    Raises:
+        ConfigError: It is one; says how to go on from it.
+    """
+    if steps := foreign_steps(run):
+        raise ConfigError(
+            f"{run} holds steps of openpipe-art's own backend (newest: {steps[-1]}), which stay as they are; choose "
+            f"another run_name and start it from them, with backend._experimental_fork_checkpoint(model, "
+            f"from_model={run.name!r}) before it is registered, or by `art checkpoints fork`"
+        )
+
+
+def _is_foreign(path: Path) -> bool:
+    return (
+        path.name.isdecimal()
+        and path.name.isascii()
+        and path.is_dir()
+        and not (path / MANIFEST).exists()
+        and any((path / name).exists() for name in FILES)
+    )
