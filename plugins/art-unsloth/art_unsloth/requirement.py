@@ -10,9 +10,9 @@ _SETS = Path(__file__).parent / "env"
 
 ENVIRONMENT = EnvironmentSpec(
     name="unsloth",
-    requirements={"cpu": _SETS / "cpu.txt"},
+    requirements={"cpu": _SETS / "cpu.txt", "gpu": _SETS / "gpu.txt"},
     distributions=("art-core", "art-torch", "art-unsloth"),
     library={"unsloth": "==2026.10.*"},
     modules=("unsloth", "unsloth_zoo"),
-    space_bytes=6 << 30,
+    space_bytes=12 << 30,
 )
