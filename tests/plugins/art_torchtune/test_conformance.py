@@ -27,7 +27,7 @@ from art_core.part import TrainerPart
 from art_core.plugins import load_part
 from art_core.testing import TrainerConformance, TrainerParity
 from art_core.testing.trainer.bench import LARGE, TrainerBench
-from tests.plugins.art_torchtune.hosted import killed, trainer_process
+from tests.plugins.art_torchtune.kill import killed, trainer_process
 
 pytestmark = pytest.mark.heavy
 

@@ -14,7 +14,7 @@ import art
 from art.local import LocalBackend
 from art_core.checkpoint import ADAPTER, verify
 from tests.flow.agent import gather
-from tests.plugins.art_torchtune.hosted import killed, trainer_process
+from tests.plugins.art_torchtune.kill import killed, trainer_process
 
 pytestmark = pytest.mark.heavy
 

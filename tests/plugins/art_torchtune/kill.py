@@ -1,29 +1,14 @@
-"""A trainer in the worker process that core hosts it in, and kills of that process."""
+"""The worker process that core hosts the trainer in, and kills of it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Awaitable
 
 import psutil
 import pytest
 
-from art_core.config import HostedOptions, Timeouts
 from art_core.errors import TrainerUnavailableError
-from art_core.worker import TrainerWorker
-
-
-@asynccontextmanager
-async def worker(options: HostedOptions, log_path: Path) -> AsyncIterator[TrainerWorker]:
-    """A worker for a trainer; stopped at the end."""
-    values, python = options.model_dump(exclude={"python"}), {"python": options.python} if options.python else {}
-    made = TrainerWorker(options.part, values, log_path, Timeouts(), **python)
-    try:
-        yield made
-    finally:
-        await made.stop()
 
 
 def trainer_process() -> psutil.Process:
