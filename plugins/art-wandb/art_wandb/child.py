@@ -1,0 +1,102 @@
+"""The W&B process (see `art_wandb.process`). Run as ``python -m art_wandb.child SOCKET DIRECTORY``."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import select
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from art_core.errors import to_wire
+from art_core.process import attach_owner
+
+if TYPE_CHECKING:
+    from art_wandb.desk import Desk
+
+IDLE_S = 60.0
+"""Without a call and without an observed run for so long, the process ends."""
+
+_THREADS = 16
+
+_log = logging.getLogger("art.wandb")
+
+
+class Answers:
+    """Makes calls in threads, and writes the answers as they come.
+
+    Args:
+        desk: What is called.
+        connection: Where answers go.
+    """
+
+    def __init__(self, desk: Desk, connection: socket.socket) -> None:
+        self._methods = {name: desk.__getattribute__(name) for name, _ in inspect.getmembers(type(desk), inspect.isfunction)}
+        self._connection = connection
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="art-wandb")
+        self._lock = threading.Lock()
+        self.pending = 0
+        """Calls that are not answered yet."""
+
+    def take(self, line: bytes) -> None:
+        """Begin a call."""
+        request: dict[str, Any] = json.loads(line)
+        with self._lock:
+            self.pending += 1
+        self._threads.submit(self._answer, request.pop("call"), self._methods[request.pop("method")], request)
+
+    def _answer(self, call: int, method: Callable[..., object], arguments: dict[str, Any]) -> None:
+        try:
+            answer = {"call": call, "result": method(**arguments)}
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
+            answer = {"call": call, "error": to_wire(error)}
+        with self._lock:
+            self.pending -= 1
+            self._connection.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def serve(connection: socket.socket, directory: str) -> None:
+    """Answer until there has been nothing to do for a while, or the owner closes its end."""
+    from art_wandb.desk import Desk
+
+    desk = Desk(directory)
+    answers = Answers(desk, connection)
+    buffer = b""
+    while True:
+        ready, _, _ = select.select([connection], [], [], IDLE_S)
+        if not ready:
+            if answers.pending or desk.observing:
+                continue
+            break
+        data = connection.recv(1 << 16)
+        if not data:
+            break
+        *lines, buffer = (buffer + data).split(b"\n")
+        for line in lines:
+            answers.take(line)
+
+
+def main() -> None:
+    """Serve, then end the SDK's background service."""
+    fd, directory = int(sys.argv[1]), sys.argv[2]
+    attach_owner(litter=Path(directory))
+    connection = socket.socket(fileno=fd)
+    connection.set_inheritable(False)
+    # what the SDK keeps goes with this process; keys and settings stay where the user has them
+    os.environ |= dict.fromkeys(("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"), directory)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    serve(connection, directory)
+    import wandb
+
+    wandb.teardown()
+
+
+if __name__ == "__main__":
+    main()

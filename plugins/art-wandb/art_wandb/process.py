@@ -1,0 +1,154 @@
+"""W&B's SDK in a process of its own: one for all that this process does with W&B.
+
+The SDK starts a background service, holds global state (``wandb.run``) that belongs to the user's own program, and
+waits for servers in ways that can't be bounded from outside. So it lives in a child (`art_wandb.child`), is launched by
+the first call, dies with this process, and ends by itself, its service with it, after a minute without work. Requests
+and answers are lines of JSON on a socket pair; any thread and any event loop may call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from art_core.errors import StoreError, StoreUnavailableError, from_wire
+from art_core.local_store import in_thread
+from art_core.process import Child, close_in_forks, close_private
+
+_STOP_S = 10.0
+
+
+class WandbProcess:
+    """Calls into the process, which is launched when it is needed. Made once, `WANDB`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: _Connection | None = None
+
+    async def call(self, method: str, timeout_s: float, data: Mapping[str, Any]) -> Any:
+        """Make a call from a coroutine; one that is cancelled is waited for.
+
+        Args:
+            method: Of `art_wandb.desk.Desk`.
+            timeout_s: After that the process is killed.
+            data: The method's arguments, as JSON carries them.
+
+        Raises:
+            StoreUnavailableError: W&B can't be reached right now, or did not answer in time.
+            StoreError: It refuses.
+        """
+        return await in_thread(self.call_here, method, timeout_s, data)
+
+    def call_here(self, method: str, timeout_s: float, data: Mapping[str, Any]) -> Any:
+        """The same, in this thread."""
+        for last in (False, True):
+            connection = self._connected()
+            try:
+                return connection.call(method, timeout_s, data)
+            except _IdleError as error:  # it was about to end, for want of work
+                if last:
+                    raise StoreUnavailableError(f"the W&B process ended when {method} was called; try again") from error
+        raise AssertionError("the loop returns or raises")
+
+    def close(self) -> None:
+        """End the process, its service and what they are about; idempotent. The next call launches another."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None and connection.owner == os.getpid():
+            connection.close()
+
+    def _connected(self) -> _Connection:
+        with self._lock:
+            connection = self._connection
+            if connection is None or connection.owner != os.getpid() or connection.ended:
+                connection = self._connection = _Connection()
+            return connection
+
+
+class _IdleError(Exception):
+    """The process ended by itself before it took the call."""
+
+
+class _Connection:
+    """One running process."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.ended = False
+        self._directory = Path(tempfile.mkdtemp(prefix="art-wandb-"))
+        self._answers: dict[int, Future[dict[str, Any]]] = {}
+        self._lock = threading.Lock()
+        self._next = 0
+        ours, theirs = socket.socketpair()
+        close_in_forks(fd := ours.detach())
+        self._fd = fd
+        with theirs:
+            command = [sys.executable, "-P", "-m", "art_wandb.child", str(theirs.fileno()), str(self._directory)]
+            log = self._directory / "wandb.log"
+            self._child = Child.spawn(command, log_path=log, pass_fds=[theirs.fileno()])
+        threading.Thread(target=self._read, daemon=True, name="art-wandb").start()
+
+    def call(self, method: str, timeout_s: float, data: Mapping[str, Any]) -> Any:
+        answer: Future[dict[str, Any]] = Future()
+        with self._lock:
+            if self.ended:
+                raise _IdleError
+            self._next += 1
+            number = self._next
+            self._answers[number] = answer
+            try:
+                self._send({"call": number, "method": method, **data})
+            except OSError as error:
+                del self._answers[number]
+                raise _IdleError from error
+        try:
+            found = answer.result(timeout_s)
+        except TimeoutError as error:
+            self.close()
+            raise StoreUnavailableError(f"W&B did not {method} within {timeout_s:g} s; try again later") from error
+        if "error" in found:
+            raise from_wire(found["error"], StoreError)
+        return found["result"]
+
+    def close(self) -> None:
+        asyncio.run(self._child.stop(_STOP_S))
+
+    def _send(self, data: dict[str, Any]) -> None:
+        line = json.dumps(data).encode() + b"\n"
+        while line:
+            line = line[os.write(self._fd, line) :]
+
+    def _read(self) -> None:
+        with open(self._fd, "rb", closefd=False) as lines:
+            try:
+                for line in lines:
+                    found = json.loads(line)
+                    with self._lock:
+                        self._answers.pop(found["call"]).set_result(found)
+            except ConnectionResetError:
+                self.ended = True  # killed in the middle of an answer
+        status = asyncio.run(self._child.exited())
+        with self._lock:
+            self.ended = True
+            left, self._answers = self._answers, {}
+            close_private(self._fd)
+        for each in left.values():
+            text = self._child.died(status)
+            each.set_exception(
+                _IdleError() if status == 0 else StoreUnavailableError(f"the W&B process is gone: {text}")
+            )
+        shutil.rmtree(self._directory)
+
+
+WANDB = WandbProcess()
+"""The process of this interpreter."""
