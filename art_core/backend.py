@@ -20,6 +20,7 @@ from art_core.policy import PublishedPolicy
 from art_core.protocols.engine import Endpoint, EngineSpec, InferenceEngine
 from art_core.protocols.publisher import Publisher
 from art_core.protocols.trainer import TrainerInfo, TrainerSpec
+from art_core.publication import publish_elsewhere
 from art_core.recovery import Recovery, unload_strays
 from art_core.retention import Retention
 from art_core.route import Lease, RouteTable
@@ -109,7 +110,7 @@ async def open_backend(parts: Parts, spec: BackendSpec, observers: Observers) ->
         RunError: A part did not start, or the newest step can't be served; everything is stopped again.
     """
     async with AsyncExitStack() as stack:
-        stack.callback(observers.close, spec.run.name)
+        stack.push_async_callback(asyncio.to_thread, observers.close, spec.run.name)
         stack.callback(spec.run.close)
         store = TieredStore(spec.run, parts.store, spec.durable, spec.timeouts, spec.retention)
         stack.push_async_callback(store.close)
@@ -132,6 +133,7 @@ async def open_backend(parts: Parts, spec: BackendSpec, observers: Observers) ->
         newest = newest or await store_first_step(backend)
         await unload_strays(parts.engine, route)  # an engine that somebody else runs outlives a client that is killed
         route.flip(await parts.publisher.publish(route.public_name(newest.step), newest))
+        await publish_elsewhere(parts.elsewhere, route.public_name(newest.step), newest)
         recovery.watch(start_s)
         backend.resources.push_async_exit(stack.pop_all())
         return backend

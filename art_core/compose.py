@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,15 +13,15 @@ from art_core.capability import Capabilities
 from art_core.config import Environment, HostedOptions, PartOptions, Timeouts
 from art_core.environment import interpreter
 from art_core.errors import PluginNotFoundError
-from art_core.part import EnginePart, Part, PublisherPart, StorePart, TrainerPart, require_contract
+from art_core.part import EnginePart, Part, StorePart, TrainerPart, require_contract
 from art_core.plugins import Kind, Plugins
 from art_core.protocols.engine import InferenceEngine
 from art_core.protocols.publisher import Publisher
 from art_core.protocols.store import CheckpointStore
+from art_core.publication import PublisherSelections, make_publishers, select_publishers
 from art_core.selection import (
     EngineSelection,
     Given,
-    PublisherSelection,
     Selected,
     StoreSelection,
     TrainerSelection,
@@ -39,7 +39,7 @@ class Choice:
     engine: EngineSelection = None
     trainer: TrainerSelection = None
     store: StoreSelection = None
-    publisher: PublisherSelection = None
+    publisher: PublisherSelections = None
     engine_options: Mapping[str, Any] = field(default_factory=dict)
     """Option values on top of the selection's."""
     engine_args: Mapping[str, Any] = field(default_factory=dict)
@@ -63,10 +63,13 @@ class Parts:
     store: CheckpointStore | None
     """Where steps are copied to; None: nowhere."""
     publisher: Publisher
+    """The publisher whose steps the engine serves."""
+    elsewhere: Mapping[str, Publisher] = field(default_factory=dict)
+    """Publishers that bring steps elsewhere, by name."""
 
 
 def compose(choice: Choice, plugins: Plugins, log_directory: Path, timeouts: Timeouts) -> Parts:
-    """Make the four parts.
+    """Make the parts.
 
     Args:
         choice: What the caller chose.
@@ -85,15 +88,13 @@ def compose(choice: Choice, plugins: Plugins, log_directory: Path, timeouts: Tim
         "engine": select(plugins, "engine", choice.engine, environment, engine_given),
         "trainer": select(plugins, "trainer", choice.trainer, environment, trainer_given),
         "store": select(plugins, "store", choice.store, environment),
-        "publisher": select(plugins, "publisher", choice.publisher, environment),
     }
+    publishers = select_publishers(plugins, choice.publisher, environment)
     engine = cast(EnginePart, chosen["engine"].part)
     made = engine.create(chosen["engine"].options)
     require_contract(made, InferenceEngine, f"what engine {engine.name!r} creates")
     declared = engine.declares(chosen["engine"].options)
-    publisher_part = cast(PublisherPart, chosen["publisher"].part)
-    publisher = publisher_part.create(chosen["publisher"].options, made, declared)
-    require_contract(publisher, Publisher, f"what publisher {publisher_part.name!r} creates")
+    publisher, elsewhere = make_publishers(publishers, made, declared)
     parts = Parts(
         engine=made,
         engine_name=engine.name,
@@ -103,8 +104,9 @@ def compose(choice: Choice, plugins: Plugins, log_directory: Path, timeouts: Tim
         trainer_capabilities=chosen["trainer"].part.capabilities,
         store=_store(chosen["store"]),
         publisher=publisher,
+        elsewhere=elsewhere,
     )
-    _say(plugins, chosen)
+    _say(plugins, [*chosen.items(), *(("publisher", each) for each in publishers)])
     return parts
 
 
@@ -176,9 +178,9 @@ def _store(chosen: Selected) -> CheckpointStore | None:
     return made
 
 
-def _say(plugins: Plugins, chosen: Mapping[Kind, Selected]) -> None:
+def _say(plugins: Plugins, chosen: Sequence[tuple[Kind, Selected]]) -> None:
     """Log the choice, once as long as it stays the same."""
-    line = "; ".join(f"{kind} {each.part.name!r}: {each.reason}" for kind, each in chosen.items())
+    line = "; ".join(f"{kind} {each.part.name!r}: {each.reason}" for kind, each in chosen)
     if line != plugins.chosen:
         _log.info("%s", line)
     plugins.chosen = line

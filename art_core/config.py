@@ -25,7 +25,7 @@ class Environment:
     store: str | None = None
     """``ART_STORE``: name or URL of the checkpoint store where the caller names none."""
     publisher: str | None = None
-    """``ART_PUBLISHER``: name of the publisher where the caller names none."""
+    """``ART_PUBLISHER``: name of the publisher where the caller names none; several with commas between them."""
     cache: Path = Path("~/.cache/art")
     """``ART_CACHE``: where converted models and managed environments live."""
     cuda_visible_devices: str | None = None

@@ -11,14 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import cast
 
 from art_core.config import Environment
 from art_core.device import Machine, machine
 from art_core.environment import EnvironmentSpec, locate, missing
-from art_core.errors import PluginError
+from art_core.errors import ConfigError, PluginError
 from art_core.part import Part
 from art_core.plugins import KINDS, Kind, PluginReport, Plugins
-from art_core.selection import Selection, select
+from art_core.publication import select_publishers
+from art_core.selection import PublisherSelection, Selection, select
 
 LOW_SPACE_BYTES = 2 << 30
 """Below this much free space a warning is given: a converted small model and a few dozen checkpoints."""
@@ -180,10 +182,13 @@ def _library(spec: EnvironmentSpec, cache: Path) -> LibraryState:
 
 def _choice(plugins: Plugins, kind: Kind, selection: Selection, environment: Environment) -> ChoiceState:
     try:
-        selected = select(plugins, kind, selection, environment)
-    except PluginError as error:
+        if kind == "publisher":
+            chosen = select_publishers(plugins, cast(PublisherSelection, selection), environment)
+        else:
+            chosen = [select(plugins, kind, selection, environment)]
+    except (PluginError, ConfigError) as error:
         return ChoiceState(kind, None, str(error))
-    return ChoiceState(kind, selected.part.name, selected.reason)
+    return ChoiceState(kind, ", ".join(each.part.name for each in chosen), chosen[0].reason)
 
 
 def _packages(plugins: Sequence[PluginState]) -> Iterator[Package]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pluggy
 
-from art_core.errors import PluginContractError
+from art_core.errors import PluginContractError, PluginNotFoundError
 from art_core.plugins import Plugins
 from art_core.policy import PublishedPolicy
 from art_core.run import LogRecord
@@ -57,6 +58,26 @@ class Observers:
             except Exception:  # noqa: BLE001 - an observer is foreign code
                 self.errors += 1
                 _log.exception("observer %s of plugin %r failed", name, implementation.plugin_name)
+
+
+def audience(shared: Plugins, names: Iterable[str]) -> Observers:
+    """Who is told of a model: the observers of all models, and those that it asks for by name.
+
+    Args:
+        shared: Where the observers of all models are registered.
+        names: Plugins that observe; one that is not installed is warned about.
+
+    Raises:
+        PluginError: One of them can't be used.
+    """
+    own = Plugins()
+    for name in names:
+        try:
+            if not shared.manager.has_plugin(name):
+                own.load_observer(name)
+        except PluginNotFoundError as error:
+            warnings.warn(f"report_metrics: {error}; metrics go to history.jsonl only", stacklevel=5)
+    return Observers(shared.manager, own.manager)
 
 
 def observe(plugins: Plugins, observers: Iterable[object]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from art_core.local_store import LocalStore
 from art_core.policy import ProofKind, PublishedPolicy
 from art_core.preparation import Prepared, prepare, prepare_supervised, warn_of_disagreement
 from art_core.proof import behaviour
+from art_core.publication import Publication, publication_metrics, publish_elsewhere
 from art_core.step import Probe, StepConfig, StepResult
 from art_core.supervised import SupervisedConfig
 from art_core.timing import Timings
@@ -33,6 +34,8 @@ class StepOutcome:
 
     policy: PublishedPolicy
     metrics: dict[str, float]
+    publications: Mapping[str, Publication]
+    """What the publishers that bring steps elsewhere made of it, by name."""
 
 
 async def train_step(backend: Backend, groups: Sequence[TrajectoryGroup], config: StepConfig) -> StepOutcome:
@@ -98,8 +101,15 @@ async def _step(backend: Backend, prepared: Callable[[int], Awaitable[Prepared]]
         backend.observers.publish(run.name, policy, timings.seconds)
     with _stage(timings, backend, "behaviour", step):
         metrics |= await _behaviour(backend, previous, policy, result.probe)
+    return await _outcome(backend, policy, metrics | dict(result.metrics) | timings.metrics())
+
+
+async def _outcome(backend: Backend, policy: PublishedPolicy, metrics: dict[str, float]) -> StepOutcome:
+    """What is left to do once a step serves; none of it can undo that."""
+    publications = await publish_elsewhere(backend.parts.elsewhere, policy.name, policy.stored)
     await _retain(backend)
-    return StepOutcome(policy, metrics | dict(result.metrics) | timings.metrics() | _figures(backend, policy))
+    metrics |= _figures(backend, policy) | publication_metrics(publications)
+    return StepOutcome(policy, metrics, publications)
 
 
 async def fork_into(backend: Backend, source: ForkSource, target: ForkTarget) -> PublishedPolicy:
@@ -148,6 +158,7 @@ async def _catch_up(backend: Backend) -> PublishedPolicy:
         policy = await publish(backend, newest)
         await backend.store.settle()
         backend.route.flip(policy)
+        await publish_elsewhere(backend.parts.elsewhere, policy.name, newest)
     return backend.route.current().policy
 
 

@@ -100,6 +100,9 @@ class PublisherPart(Part):
 
     create: Callable[[Any, InferenceEngine, Capabilities], Publisher]
     """Options, the engine and what it declares, to publisher."""
+    serves: bool = True
+    """Whether the run's engine serves what it publishes, so that the route may follow. False: it brings steps
+    elsewhere, beside a publisher that serves."""
 
 
 def require_contract(made: object, contract: type, what: str) -> None:

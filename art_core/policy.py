@@ -55,12 +55,14 @@ class PublishedPolicy:
     """A stored step that an engine serves under a name of its own."""
 
     name: str
-    """Public name, ``<model>@<step>``; also the adapter's name in the engine."""
+    """Public name, ``<model>@<step>``, also the adapter's name in the engine; elsewhere, its name there."""
     stored: StoredCheckpoint
     proof: Proof
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Where the publication's time went: ``verify``, ``load`` and ``prove``, one after the other; ``digest``, the
     part of ``load`` that the engine's two digests took, where it says so."""
+    base_url: str | None = None
+    """Where the name answers; None: at the run's gateway."""
 
     @property
     def step(self) -> int:

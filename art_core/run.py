@@ -67,6 +67,8 @@ class LogRecord:
     """Parquet file of the trajectories; None where there were none."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """What the program says of the run; see `model.update_wandb_config`."""
+    entity: str | None = None
+    """Whose run it is, where the model says so: a team or a user in W&B."""
 
 
 class RunDirectory:

@@ -198,7 +198,7 @@ class Model(RunState, Generic[ConfigT, StateT]):
 
         record = write_log(self._run(), entry, self._account)
         if self._tell is not None:
-            self._tell(replace(record, config=self._config))
+            self._tell(replace(record, config=self._config, entity=self.entity))
 
     def metrics_builder(self, cost_context: str | None = None) -> MetricsBuilder:
         """What adds to the metrics that the next `log` writes.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import warnings
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -28,8 +27,8 @@ from art_core.client.supervised import supervised_config
 from art_core.client.trainable import TrainableModel
 from art_core.compose import Choice, compose
 from art_core.config import Environment, Timeouts
-from art_core.errors import ConfigError, PluginNotFoundError, nearest
-from art_core.events import Observers, observe
+from art_core.errors import ConfigError, nearest
+from art_core.events import Observers, audience, observe
 from art_core.local.option import FOREIGN, STEP_FIELDS, LocalBackendArgs
 from art_core.local.spec import backend_spec
 from art_core.local.transfer import LocalTransfer
@@ -68,27 +67,19 @@ class LocalBackend(LocalTransfer):
         super().__init__(Path(options.get("path") or ".art").absolute(), options.get("store"), Plugins())
         self._options = options
         self._timeouts = options.get("timeouts") or Timeouts()
-        observe(self._plugins, options.get("observers", ()))
+        self._audience = (
+            Plugins()
+        )  # apart from the parts: one that can observe too is told only where that is asked for
+        observe(self._audience, options.get("observers", ()))
         self._observers: dict[tuple[str, str], Observers] = {}
         self._sessions: dict[tuple[str, str], _Session] = {}
 
     async def register(self, model: Model[Any]) -> None:
         """Point the model's files at this backend's root. Starts nothing."""
         model.base_path = str(self._path)
-        observers = self._observers[_key(model)] = Observers(self._plugins.manager, self._reporters(model).manager)
+        observers = self._observers[_key(model)] = audience(self._audience, model.report_metrics or ())
         model._tell = observers.log
         model._account.gpu_cost_per_hour_usd = self._options.get("gpu_cost_per_hour_usd")
-
-    def _reporters(self, model: Model[Any]) -> Plugins:
-        """Observers that a model asks for, other than those of all models."""
-        reporters = Plugins()
-        for name in model.report_metrics or ():
-            try:
-                if not self._plugins.manager.has_plugin(name):
-                    reporters.load_observer(name)
-            except PluginNotFoundError as error:
-                warnings.warn(f"report_metrics: {error}; metrics go to history.jsonl only", stacklevel=4)
-        return reporters
 
     async def train(
         self,
@@ -118,7 +109,8 @@ class LocalBackend(LocalTransfer):
             outcome = await train_step(backend, trained_on(trajectory_groups, model.name), config)
         keep = options.get("save_checkpoint", True)
         path = str(outcome.policy.stored.directory) if keep else None
-        return LocalTrainResult(step=outcome.policy.step, metrics=outcome.metrics, checkpoint_path=path)
+        step, publications = outcome.policy.step, outcome.publications
+        return LocalTrainResult(step, outcome.metrics, checkpoint_path=path, publications=publications)
 
     @asynccontextmanager
     async def adapter_lease(self, model: TrainableModel[Any], step: int) -> AsyncIterator[None]:
@@ -179,6 +171,8 @@ class LocalBackend(LocalTransfer):
 
     async def close(self) -> None:
         """Stop every engine, trainer and gateway; idempotent."""
+        for key in self._observers.keys() - self._sessions.keys():
+            await asyncio.to_thread(self._observers[key].close, key[1])
         while self._sessions:
             _, session = self._sessions.popitem()
             await session.backend.close()

@@ -9,8 +9,9 @@ from typing import TypedDict
 
 from art_core.client.dev import EngineArgs, InitArgs, TrainerArgs
 from art_core.config import Timeouts
+from art_core.publication import PublisherSelections
 from art_core.retention import Retention
-from art_core.selection import EngineSelection, PublisherSelection, StoreSelection, TrainerSelection
+from art_core.selection import EngineSelection, StoreSelection, TrainerSelection
 from art_core.step import StepConfig
 from art_core.tier import Durable
 
@@ -32,8 +33,9 @@ class LocalBackendArgs(TypedDict, total=False):
     """What `train` waits for: ``"local"``, the default, or ``"remote"``: the store holds the step, too."""
     retention: Retention
     """Which steps are kept; default: all, and the optimizer state of the newest two."""
-    publisher: PublisherSelection
-    """A name, options, a `PublisherPart`, a function of the engine and its capabilities, or a publisher."""
+    publisher: PublisherSelections
+    """A name, options, a `PublisherPart`, a function of the engine and its capabilities, or a publisher; or a list of
+    these, one of which serves."""
     observers: Sequence[object]
     """Objects with `hookimpl` observer methods, or names of plugins that observe."""
     timeouts: Timeouts

@@ -55,7 +55,7 @@ def backend(tmp_path: Path, engine: NumpyEngine) -> Backend:
         TrainerSpec("bigram", LoRAConfig()),
         Timeouts(slot_s=5),
     )
-    parts = Parts(engine, "numpy", PROVES, nothing, "none", None, publisher)
+    parts = Parts(engine, "numpy", PROVES, nothing, "none", Capabilities(), None, publisher)
     store = TieredStore(directory, None, "local", spec.timeouts, spec.retention)
     endpoint = Endpoint("http://127.0.0.1:9", "k", info, SLOTS)
     route = RouteTable("agent", "bigram")

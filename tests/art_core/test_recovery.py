@@ -73,7 +73,7 @@ async def build(root: Path, **timeouts: Any) -> Scene:
     gateway = Gateway(route, endpoint)
     gateway.start()
     unused: Any = None
-    parts = Parts(engine, "mortal", Capabilities(), unused, "none", unused, publisher)
+    parts = Parts(engine, "mortal", Capabilities(), unused, "none", Capabilities(), unused, publisher)
     recovery = Recovery(parts, spec, endpoint, route, gateway, limits)
     recovery.watch(start_s=8)
     engine.starting.clear()

@@ -57,8 +57,10 @@ class Api:
         }  # fmt: skip
 
     def _entity(self) -> Node:
-        return {"__typename": "Entity", "id": ENTITY, "name": ENTITY, "organization": None, "xxhashDigestsEnabled": False,
-                "isTeam": True, "user": None}  # fmt: skip
+        return {
+            "__typename": "Entity", "id": ENTITY, "name": ENTITY, "organization": None, "isTeam": True, "user": None,
+            "xxhashDigestsEnabled": False,
+        }  # fmt: skip
 
     def _project(self, name: str) -> Node | None:
         if name not in self._projects():
@@ -86,7 +88,8 @@ class Api:
         return {
             "__typename": "Run", "id": run.name, "name": run.name, "displayName": run.display_name, "notes": None,
             "description": None, "config": json.dumps(run.config), "summaryMetrics": json.dumps(run.summary),
-            "historyLineCount": len(run.history), "eventsLineCount": 0, "logLineCount": 0, "tags": [], "state": run.state,
+            "historyLineCount": len(run.history), "eventsLineCount": 0, "logLineCount": 0, "tags": [],
+            "state": run.state,
             "historyTail": json.dumps([json.dumps(each) for each in run.history[-1:]]), "eventsTail": "[]",
             "wandbConfig": lambda keys: "{}", "sweepName": None, "project": self._project_node(run.project),
         }  # fmt: skip
@@ -149,8 +152,7 @@ class Api:
         collection = {
             "__typename": "ArtifactSequence", "id": f"collection {artifact.collection}", "name": artifact.collection,
             "project": self._project_node(artifact.project),
-            "latestArtifact": next(iter([{"__typename": "Artifact", "id": each.id, "versionIndex": each.version}
-                for each in self._record.versions(artifact.project, artifact.collection)]), None),
+            "latestArtifact": lambda: self._latest(artifact),
         }  # fmt: skip
         return {
             "__typename": "Artifact", "id": artifact.id, "versionIndex": artifact.version, "state": artifact.state,
@@ -158,25 +160,31 @@ class Api:
             "description": artifact.description, "metadata": artifact.metadata, "ttlDurationSeconds": -1,
             "ttlIsInherited": True, "tags": [], "historyStep": None, "size": artifact.size, "digest": artifact.digest,
             "digestAlgorithm": "MANIFEST_MD5", "commitHash": artifact.id, "fileCount": len(artifact.files),
-            "createdAt": artifact.created, "updatedAt": NOW, "aliases": self._aliases(artifact), "files": self._files(artifact),
+            "createdAt": artifact.created, "updatedAt": NOW, "aliases": self._aliases(artifact),
+            "files": self._files(artifact),
             "currentManifest": {"file": {"directUrl": f"{self._url}/storage/{artifact.id}/wandb_manifest.json"}},
             "edge": {"version": f"v{artifact.version}"},
         }  # fmt: skip
 
+    def _latest(self, artifact: Artifact) -> Node | None:
+        for each in self._record.versions(artifact.project, artifact.collection):
+            return {"__typename": "Artifact", "id": each.id, "versionIndex": each.version}
+        return None
+
     def _files(self, artifact: Artifact) -> Any:
         def files(names: list[str] | None = None, first: int = 50, after: str | None = None) -> Node:
-            nodes = [
-                {
-                    "__typename": "File", "id": name, "name": name, "displayName": name, "sizeBytes": len(data),
-                    "directUrl": f"{self._url}/storage/{artifact.id}/{quote(name)}", "url": "", "storagePath": name,
-                    "mimetype": "", "updatedAt": NOW, "digest": "", "md5": "",
-                }  # fmt: skip
-                for name, data in sorted(artifact.files.items())
-                if not names or name in names
-            ]
-            return connection(nodes, first, after)
+            found = [name for name in sorted(artifact.files) if not names or name in names]
+            return connection([self._file(artifact, name) for name in found], first, after)
 
         return files
+
+    def _file(self, artifact: Artifact, name: str) -> Node:
+        url = f"{self._url}/storage/{artifact.id}/{quote(name)}"
+        return {
+            "__typename": "File", "id": name, "name": name, "displayName": name, "directUrl": url, "url": "",
+            "sizeBytes": len(artifact.files[name]), "storagePath": name, "mimetype": "", "updatedAt": NOW, "digest": "",
+            "md5": "",
+        }  # fmt: skip
 
     def change_upsert_bucket(self, input: dict[str, Any]) -> Node:
         run, new = self._record.open_run(input.get("modelName") or "uncategorized", input.get("name"))

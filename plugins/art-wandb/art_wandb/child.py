@@ -38,7 +38,9 @@ class Answers:
     """
 
     def __init__(self, desk: Desk, connection: socket.socket) -> None:
-        self._methods = {name: desk.__getattribute__(name) for name, _ in inspect.getmembers(type(desk), inspect.isfunction)}
+        self._methods = {
+            name: desk.__getattribute__(name) for name, _ in inspect.getmembers(type(desk), inspect.isfunction)
+        }
         self._connection = connection
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="art-wandb")
         self._lock = threading.Lock()
@@ -72,7 +74,7 @@ def serve(connection: socket.socket, directory: str) -> None:
     while True:
         ready, _, _ = select.select([connection], [], [], IDLE_S)
         if not ready:
-            if answers.pending or desk.observing:
+            if answers.pending or desk.opened.observing:
                 continue
             break
         data = connection.recv(1 << 16)

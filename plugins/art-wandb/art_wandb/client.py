@@ -71,7 +71,7 @@ class WandbClient:
         await self._call("add", shelf=shelf, run_name=run.run, content=content, timeout_s=self._options.timeout_s)
 
     async def fetch(
-        self, run: RunKey, found: tuple[Kind, Version], limits: Mapping[str, int], directory: Path
+        self, run: RunKey, found: tuple[Kind, Version], limits: Mapping[str, int], directory: str
     ) -> dict[str, FileRecord]:
         """Write files of a version into a directory; one that is not there is left out of the answer.
 
@@ -79,11 +79,11 @@ class WandbClient:
             run: Whose.
             found: The version.
             limits: Name to the largest size that is read, in bytes.
-            directory: Where to.
+            directory: Where to; an absolute path.
         """
         kind, version = found
         shelf = await self._shelf(run, kind)
-        where = {"version": version.number, "files": dict(limits), "directory": str(directory.absolute())}
+        where = {"version": version.number, "files": dict(limits), "directory": directory}
         answer = await self._call("fetch", shelf=shelf, **where)
         return {name: FileRecord(**record) for name, record in answer.items()}
 

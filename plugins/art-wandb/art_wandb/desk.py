@@ -24,12 +24,9 @@ class Desk:
 
     def __init__(self, directory: str) -> None:
         wandb.setup(wandb.Settings(**SETTINGS))
-        self._runs = Runs(directory)
-
-    @property
-    def observing(self) -> bool:
-        """Whether a run stays open."""
-        return self._runs.observing
+        self.opened = Runs(directory)
+        """The runs that are open."""
+        self._entered: dict[str | None, str] = {}
 
     @cached_property
     def _api(self) -> wandb.Api:
@@ -38,9 +35,11 @@ class Desk:
 
     def enter(self, entity: str | None) -> str:
         """Make sure that the key is one; the entity that is meant."""
-        with wandb_errors("log in to W&B"):
-            default: str = self._api.default_entity or self._api.viewer.entity
-            return entity or default
+        if entity not in self._entered:
+            with wandb_errors("log in to W&B"):
+                default: str = self._api.default_entity or self._api.viewer.entity
+            self._entered[entity] = entity or default
+        return self._entered[entity]
 
     def runs(self, entity: str, kind: str, keys: Sequence[str]) -> object:
         """See `art_wandb.artifact.runs`."""
@@ -53,7 +52,7 @@ class Desk:
     def add(self, shelf: Mapping[str, str], run_name: str, content: Mapping[str, Any], timeout_s: float) -> None:
         """See `art_wandb.artifact.add`."""
         place = Place(shelf["entity"], shelf["project"], content["run_id"], run_name)
-        with self._runs.uploading(place) as run:
+        with self.opened.uploading(place) as run:
             artifact.add(self._api, run, Shelf(**shelf), Content(**content), timeout_s)
 
     def fetch(self, shelf: Mapping[str, str], version: int, files: Mapping[str, int], directory: str) -> object:
@@ -64,9 +63,7 @@ class Desk:
         """See `art_wandb.artifact.remove`."""
         artifact.remove(self._api, Shelf(**shelf), gone)
 
-    def mark(
-        self, shelf: Mapping[str, str], version: int, metadata: Mapping[str, Any], aliases: Sequence[str]
-    ) -> None:
+    def mark(self, shelf: Mapping[str, str], version: int, metadata: Mapping[str, Any], aliases: Sequence[str]) -> None:
         """See `art_wandb.artifact.mark`."""
         artifact.mark(self._api, Shelf(**shelf), version, metadata, aliases)
 
@@ -74,13 +71,15 @@ class Desk:
         """See `art_wandb.artifact.server_time_s`."""
         return artifact.server_time_s(str(self._api.settings["base_url"]))
 
-    def log(self, place: Mapping[str, str], line: Mapping[str, Any], config: Mapping[str, Any], file: Sequence[str]) -> None:
+    def log(
+        self, place: Mapping[str, str], line: Mapping[str, Any], config: Mapping[str, Any], file: Sequence[str]
+    ) -> None:
         """Add a line to a run's history and to its configuration, and a file of the directory beside it."""
-        where = Place(**place)
-        run = self._runs.observed(where)
+        where = Place(**{**place, "entity": self.enter(place["entity"] or None)})
+        run = self.opened.observed(where)
         with wandb_errors(f"log to run {where.project}/{where.id}"):
             if config:
-                run.config.update(dict(config), allow_val_change=True)
+                run.config.update(dict(config), allow_val_change=True)  # type: ignore[no-untyped-call]
             run.log(dict(line))
             if file:
                 path, root = file
@@ -88,4 +87,4 @@ class Desk:
 
     def finish(self, project: str, id: str) -> None:
         """See `art_wandb.run.Runs.finish`."""
-        self._runs.finish(project, id)
+        self.opened.finish(project, id)

@@ -9,6 +9,7 @@ and answers are lines of JSON on a socket pair; any thread and any event loop ma
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
 import shutil
@@ -25,7 +26,8 @@ from art_core.errors import StoreError, StoreUnavailableError, from_wire
 from art_core.local_store import in_thread
 from art_core.process import Child, close_in_forks, close_private
 
-_STOP_S = 10.0
+_STOP_S = 30.0
+"""From the end of the work until what is still to be sent is given up."""
 
 
 class WandbProcess:
@@ -71,6 +73,8 @@ class WandbProcess:
         with self._lock:
             connection = self._connection
             if connection is None or connection.owner != os.getpid() or connection.ended:
+                if connection is None:
+                    atexit.register(self.close)
                 connection = self._connection = _Connection()
             return connection
 
@@ -89,9 +93,8 @@ class _Connection:
         self._answers: dict[int, Future[dict[str, Any]]] = {}
         self._lock = threading.Lock()
         self._next = 0
-        ours, theirs = socket.socketpair()
-        close_in_forks(fd := ours.detach())
-        self._fd = fd
+        self._ours, theirs = socket.socketpair()
+        close_in_forks(self._ours.fileno())
         with theirs:
             command = [sys.executable, "-P", "-m", "art_wandb.child", str(theirs.fileno()), str(self._directory)]
             log = self._directory / "wandb.log"
@@ -114,22 +117,36 @@ class _Connection:
         try:
             found = answer.result(timeout_s)
         except TimeoutError as error:
-            self.close()
+            self.kill()
             raise StoreUnavailableError(f"W&B did not {method} within {timeout_s:g} s; try again later") from error
         if "error" in found:
             raise from_wire(found["error"], StoreError)
         return found["result"]
 
     def close(self) -> None:
-        asyncio.run(self._child.stop(_STOP_S))
+        """Let it send what is left; what takes longer than it may is lost."""
+        try:
+            self._ours.shutdown(socket.SHUT_WR)
+        except OSError:
+            return  # it has ended
+        asyncio.run(self._ended())
+
+    def kill(self) -> None:
+        """End it at once."""
+        asyncio.run(self._child.stop(0))
+
+    async def _ended(self) -> None:
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await self._child.exited()
+        except TimeoutError:
+            await self._child.stop(0)
 
     def _send(self, data: dict[str, Any]) -> None:
-        line = json.dumps(data).encode() + b"\n"
-        while line:
-            line = line[os.write(self._fd, line) :]
+        self._ours.sendall(json.dumps(data).encode() + b"\n")
 
     def _read(self) -> None:
-        with open(self._fd, "rb", closefd=False) as lines:
+        with self._ours.makefile("rb") as lines:
             try:
                 for line in lines:
                     found = json.loads(line)
@@ -141,7 +158,7 @@ class _Connection:
         with self._lock:
             self.ended = True
             left, self._answers = self._answers, {}
-            close_private(self._fd)
+            close_private(self._ours.detach())
         for each in left.values():
             text = self._child.died(status)
             each.set_exception(

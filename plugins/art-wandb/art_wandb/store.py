@@ -1,13 +1,13 @@
 """Checkpoints as versions of W&B artifacts.
 
-    <entity>/<project>/<run>                     type ``lora``, aliases ``step7`` and ``latest``: adapter, probe, manifest;
-                                                 the manifest also as metadata, so that a listing reads no files
-    <entity>/<project>/<run>-optimizer-<digits>  type ``optimizer``, alias ``step7``: the state, which can be dropped
+    <entity>/<project>/<run>                     type ``lora``, alias ``step7``: adapter, probe, manifest; the manifest
+                                                 as metadata too, so that a listing reads no files
+    <entity>/<project>/<run>-optimizer-<digits>  type ``optimizer``, alias ``step7``: its state, which can be dropped
 
 W&B shows a version once all of its files are there, and never changes them. It can't make a version only if there is
-none of that step, so this store declares nothing: a run is committed to by one process, which holds the run's lock. Beyond
-that: of several versions of a step the oldest counts, and a committer that finds another's before its own takes its own
-away. That holds as far as versions are numbered in the order in which they become visible.
+none of that step, so this store declares nothing: a run is committed to by one process, which holds the run's lock.
+Beyond that: of several versions of a step the oldest counts, and a committer that finds another's before its own takes
+its own away. That holds as far as versions are numbered in the order in which they become visible.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ class WandbStore:
         await in_thread(make_empty, directory)
         sizes = {name: record.size_bytes for name, record in manifest.files.items() if name != OPTIMIZER}
         sizes[MANIFEST] = MANIFEST_LIMIT_BYTES
-        seen = await self._client.fetch(run, ("lora", version), sizes, directory)
+        where = str(await in_thread(directory.absolute))
+        seen = await self._client.fetch(run, ("lora", version), sizes, where)
         if OPTIMIZER in version.dropped & manifest.files.keys():
             with disk.disk_errors(f"fetch step {step}"):
                 disk.write(directory / (OPTIMIZER + DROPPED), b"")
@@ -102,7 +103,7 @@ class WandbStore:
             limit = {OPTIMIZER: manifest.files[OPTIMIZER].size_bytes}
             states = (await self._client.versions(run, "optimizer")).get(step, [])
             for state in states[:1]:
-                seen |= await self._client.fetch(run, ("optimizer", state), limit, directory)
+                seen |= await self._client.fetch(run, ("optimizer", state), limit, where)
         for name, record in manifest.files.items():
             if name in seen and seen[name] != record:
                 raise file_record.differs(f"{run} v{version.number}: {name}", seen[name], record)

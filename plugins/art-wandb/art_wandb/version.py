@@ -1,4 +1,4 @@
-"""What a version of an artifact says of itself: its metadata, written by us, believed only as far as it can be checked."""
+"""What a version of an artifact says of itself by its metadata, which is believed only as far as it can be checked."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from art_core.run_key import RunKey
 PROJECT, RUN, STEP = "art.project", "art.run", "art.step"
 CONTENT, TEXT, DROPPED_FILES = "art.content", "art.manifest", "art.dropped"
 BASE_MODEL, PROVENANCE = "wandb.base_model", "wandb.provenance"
+DEPLOYED = "art.deployed"
 
 
 @dataclass(frozen=True)
