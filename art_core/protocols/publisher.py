@@ -6,6 +6,11 @@ what was stored. It never moves the route: the loop does, once `publish` has ret
 Who calls, and how often. The loop, once per step, after `commit`; and at resume, for the newest stored step.
 `retract` once per step that has drained. Never two calls at once.
 
+Elsewhere. A run may have several publishers, one of which serves; the text above is about that one. The others
+(`PublisherPart.serves` is False) bring a step to another place once it is the default: `publish` is called with a step
+that is served already, beside those of other publishers, and again at the next start. They take the engine that they
+are made with for nothing, answer with the step's name and address there, and are never asked to retract by the loop.
+
 Failure. A `publish` that raises leaves nothing of the step loaded, and can be called again with the same step.
 """
 

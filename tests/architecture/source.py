@@ -9,7 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "art_core"
-PRODUCT = (CORE, ROOT / "art", ROOT / "plugins")
+PRODUCT = (CORE, ROOT / "art", ROOT / "plugins", ROOT / "contrib")
+PROJECTS = (ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml"), *ROOT.glob("contrib/*/pyproject.toml"))
 
 
 def python_files(*folders: Path) -> list[Path]:

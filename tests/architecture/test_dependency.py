@@ -15,7 +15,9 @@ DOORS = "art, art.local, art.dev"
 
 
 def plugin_packages() -> set[str]:
-    return {path.parent.name for path in (ROOT / "plugins").glob("*/art_*/__init__.py")}
+    return {
+        path.parent.name for folder in ("plugins", "contrib") for path in ROOT.glob(f"{folder}/*/art_*/__init__.py")
+    }
 
 
 def test_the_import_contracts_are_kept() -> None:

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.architecture.source import ROOT, name, repository_files
+from tests.architecture.source import PROJECTS, ROOT, name, repository_files
 
 LIMIT_BYTES = 1 << 20
 LINK = re.compile(r"(?<!!)\[[^\]\[]*\]\(([^)\s]+)\)")
@@ -26,7 +26,7 @@ def pins() -> dict[str, str]:
 def requirements() -> list[Requirement]:
     """Every direct dependency of core, its extras and the plugins."""
     found: list[str] = []
-    for path in (ROOT / "pyproject.toml", *(ROOT / "plugins").glob("*/pyproject.toml")):
+    for path in PROJECTS:
         project = tomllib.loads(path.read_text())["project"]
         found += project.get("dependencies", [])
         found += [line for extra in project.get("optional-dependencies", {}).values() for line in extra]
@@ -34,8 +34,7 @@ def requirements() -> list[Requirement]:
 
 
 def our_own() -> set[str]:
-    projects = (ROOT / "pyproject.toml", *(ROOT / "plugins").glob("*/pyproject.toml"))
-    return {tomllib.loads(path.read_text())["project"]["name"] for path in projects}
+    return {tomllib.loads(path.read_text())["project"]["name"] for path in PROJECTS}
 
 
 def anchors(page: Path) -> set[str]:

@@ -12,7 +12,6 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -36,6 +35,8 @@ class WandbServer:
         """Every operation and path, in order."""
         self.fault: Fault | None = None
         """Asked before every request is answered."""
+        self.done: Callable[[str, str], None] | None = None
+        """Told after every request has had its effect, before it is answered."""
         self.closing = threading.Event()
         self._http = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": self}))
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -119,23 +120,6 @@ class ArtifactObjects(MutableMapping[str, bytes]):
         raise KeyError(key)
 
 
-@dataclass
-class Faults:
-    """Faults of a test: the first `times` requests that `what` names are answered with `status`."""
-
-    what: str
-    status: int
-    times: int = 1 << 30
-    seen: int = field(default=0, init=False)
-
-    def __call__(self, method: str, asked: str) -> int | None:
-        """Decide about one request."""
-        if self.what not in f"{method} {asked}" or self.seen >= self.times:
-            return None
-        self.seen += 1
-        return self.status
-
-
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -159,8 +143,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/graphql":
             request = json.loads(body)
             query, variables = request["query"], request.get("variables") or {}
-            if not self._faulty(query.split("(")[0].split("{")[0].strip()):
-                self._answer(200, self.server_state.answer(query, variables))
+            asked = query.split("(")[0].split("{")[0].strip()
+            if not self._faulty(asked):
+                answer = self.server_state.answer(query, variables)
+                self._done(asked)
+                self._answer(200, answer)
         elif not self._faulty(self.path):
             if self.path.endswith("/file_stream"):
                 self.server_state.record.stream(self.path, json.loads(body))
@@ -172,6 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         with self.server_state.record.lock:
             self.server_state.record.uploads[self.path.removeprefix("/storage/")](body)
+        self._done(self.path)
         self._answer(200, {})
 
     def do_GET(self) -> None:
@@ -195,6 +183,10 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             self._answer(fault, {"error": "as the test asks"})
         return isinstance(fault, int)
+
+    def _done(self, asked: str) -> None:
+        if self.server_state.done:
+            self.server_state.done(self.command, asked)
 
     def _answer(self, status: int, data: Any) -> None:
         self._send(status, json.dumps(data).encode())

@@ -1,4 +1,4 @@
-"""The W&B process (see `art_wandb.process`). Run as ``python -m art_wandb.child SOCKET DIRECTORY``."""
+"""The W&B process (see `art_wandb.process`). Run as ``python -m art_wandb.child SOCKET DIRECTORY IDLE_S``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ from art_core.process import attach_owner
 
 if TYPE_CHECKING:
     from art_wandb.desk import Desk
-
-IDLE_S = 60.0
-"""Without a call and without an observed run for so long, the process ends."""
 
 _THREADS = 16
 
@@ -64,15 +61,21 @@ class Answers:
             self._connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
-def serve(connection: socket.socket, directory: str) -> None:
-    """Answer until there has been nothing to do for a while, or the owner closes its end."""
+def serve(connection: socket.socket, directory: str, idle_s: float) -> None:
+    """Answer until there has been nothing to do for a while, or the owner closes its end.
+
+    Args:
+        connection: To the owner.
+        directory: Where the SDK keeps what it is about.
+        idle_s: How long, without a call under way and without an observed run.
+    """
     from art_wandb.desk import Desk
 
     desk = Desk(directory)
     answers = Answers(desk, connection)
     buffer = b""
     while True:
-        ready, _, _ = select.select([connection], [], [], IDLE_S)
+        ready, _, _ = select.select([connection], [], [], idle_s)
         if not ready:
             if answers.pending or desk.opened.observing:
                 continue
@@ -87,14 +90,14 @@ def serve(connection: socket.socket, directory: str) -> None:
 
 def main() -> None:
     """Serve, then end the SDK's background service."""
-    fd, directory = int(sys.argv[1]), sys.argv[2]
+    fd, directory, idle_s = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     attach_owner(litter=Path(directory))
     connection = socket.socket(fileno=fd)
     connection.set_inheritable(False)
     # what the SDK keeps goes with this process; keys and settings stay where the user has them
     os.environ |= dict.fromkeys(("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"), directory)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    serve(connection, directory)
+    serve(connection, directory, idle_s)
     import wandb
 
     wandb.teardown()

@@ -13,6 +13,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -24,7 +25,10 @@ from typing import Any
 
 from art_core.errors import StoreError, StoreUnavailableError, from_wire
 from art_core.local_store import in_thread
-from art_core.process import Child, close_in_forks, close_private
+from art_core.process import Child, close_in_forks, close_private, kill_group
+
+IDLE_S = 60.0
+"""Without a call and without an observed run for so long, the process ends by itself."""
 
 _STOP_S = 30.0
 """From the end of the work until what is still to be sent is given up."""
@@ -89,6 +93,7 @@ class _Connection:
     def __init__(self) -> None:
         self.owner = os.getpid()
         self.ended = False
+        self._gone = threading.Event()
         self._directory = Path(tempfile.mkdtemp(prefix="art-wandb-"))
         self._answers: dict[int, Future[dict[str, Any]]] = {}
         self._lock = threading.Lock()
@@ -96,7 +101,8 @@ class _Connection:
         self._ours, theirs = socket.socketpair()
         close_in_forks(self._ours.fileno())
         with theirs:
-            command = [sys.executable, "-P", "-m", "art_wandb.child", str(theirs.fileno()), str(self._directory)]
+            command = [sys.executable, "-P", "-m", "art_wandb.child"]
+            command += [str(theirs.fileno()), str(self._directory), str(IDLE_S)]
             log = self._directory / "wandb.log"
             self._child = Child.spawn(command, log_path=log, pass_fds=[theirs.fileno()])
         threading.Thread(target=self._read, daemon=True, name="art-wandb").start()
@@ -129,18 +135,13 @@ class _Connection:
             self._ours.shutdown(socket.SHUT_WR)
         except OSError:
             return  # it has ended
-        asyncio.run(self._ended())
+        if not self._gone.wait(_STOP_S):
+            self.kill()
 
     def kill(self) -> None:
-        """End it at once."""
-        asyncio.run(self._child.stop(0))
-
-    async def _ended(self) -> None:
-        try:
-            async with asyncio.timeout(_STOP_S):
-                await self._child.exited()
-        except TimeoutError:
-            await self._child.stop(0)
+        """End it at once, with what it has started."""
+        kill_group(self._child.pid, signal.SIGKILL)
+        self._gone.wait()
 
     def _send(self, data: dict[str, Any]) -> None:
         self._ours.sendall(json.dumps(data).encode() + b"\n")
@@ -165,6 +166,7 @@ class _Connection:
                 _IdleError() if status == 0 else StoreUnavailableError(f"the W&B process is gone: {text}")
             )
         shutil.rmtree(self._directory)
+        self._gone.set()
 
 
 WANDB = WandbProcess()

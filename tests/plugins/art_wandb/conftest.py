@@ -12,7 +12,7 @@ from tests.servers.wandb import WandbServer
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[WandbServer]:
-    """The server; the SDK's process ends with it."""
+    """The server; the SDK's process ends before it."""
     with WandbServer() as server, pytest.MonkeyPatch.context() as patch:
         for key, value in server.environment.items():
             patch.setenv(key, value)
@@ -23,6 +23,6 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture(autouse=True)
 def no_faults(server: WandbServer) -> Iterator[None]:
-    """Every test begins and ends with a server that is well."""
+    """Every test ends with a server that is well."""
     yield
-    server.fault = None
+    server.fault = server.done = None
