@@ -91,7 +91,7 @@ def serve(connection: socket.socket, directory: str, idle_s: float) -> None:
 def main() -> None:
     """Serve, then end the SDK's background service."""
     fd, directory, idle_s = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-    attach_owner(litter=Path(directory))
+    attach_owner(private=Path(directory))
     connection = socket.socket(fileno=fd)
     connection.set_inheritable(False)
     # what the SDK keeps goes with this process; keys and settings stay where the user has them
