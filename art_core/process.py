@@ -85,18 +85,6 @@ class Child:
         Raises:
             ProcessError: The command or the log file can't be opened; names it and the system's reason.
         """
-        return cls.spawn(argv, log_path=log_path, env=env, pass_fds=pass_fds)
-
-    @classmethod
-    def spawn(
-        cls,
-        argv: Sequence[str],
-        *,
-        log_path: Path,
-        env: Mapping[str, str] | None = None,
-        pass_fds: Sequence[int] = (),
-    ) -> Self:
-        """As `launch`, where there is no event loop."""
         try:
             return cls._spawn(argv, log_path, env or {}, pass_fds)
         except OSError as error:

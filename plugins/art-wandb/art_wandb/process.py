@@ -12,7 +12,6 @@ import asyncio
 import atexit
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 
 from art_core.errors import StoreError, StoreUnavailableError, from_wire
 from art_core.local_store import in_thread
-from art_core.process import Child, close_in_forks, close_private, kill_group
+from art_core.process import Child, close_in_forks, close_private, kill_group, remove
 
 IDLE_S = 60.0
 """Without a call and without an observed run for so long, the process ends by itself."""
@@ -56,7 +55,7 @@ class WandbProcess:
         return await in_thread(self.call_here, method, timeout_s, data)
 
     def call_here(self, method: str, timeout_s: float, data: Mapping[str, Any]) -> Any:
-        """The same, in this thread."""
+        """The same, in this thread, which has no event loop that runs."""
         for last in (False, True):
             connection = self._connected()
             try:
@@ -104,7 +103,7 @@ class _Connection:
             command = [sys.executable, "-P", "-m", "art_wandb.child"]
             command += [str(theirs.fileno()), str(self._directory), str(IDLE_S)]
             log = self._directory / "wandb.log"
-            self._child = Child.spawn(command, log_path=log, pass_fds=[theirs.fileno()])
+            self._child = asyncio.run(Child.launch(command, log_path=log, pass_fds=[theirs.fileno()]))
         threading.Thread(target=self._read, daemon=True, name="art-wandb").start()
 
     def call(self, method: str, timeout_s: float, data: Mapping[str, Any]) -> Any:
@@ -165,7 +164,7 @@ class _Connection:
             each.set_exception(
                 _IdleError() if status == 0 else StoreUnavailableError(f"the W&B process is gone: {text}")
             )
-        shutil.rmtree(self._directory)
+        remove(self._directory)
         self._gone.set()
 
 
