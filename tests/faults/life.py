@@ -30,6 +30,7 @@ from art_core.protocols.store import CheckpointStore
 from art_core.protocols.trainer import TrainerSpec
 from art_core.run import RunDirectory
 from art_core.step import StepConfig
+from art_core.tier import Durable
 from tests.art_core.rollout import choice, trajectory
 from tests.faults.small import small_parts
 
@@ -63,11 +64,11 @@ def teller(fd: int) -> Say:
     return say
 
 
-async def open_small(root: Path, store: CheckpointStore | None = None) -> Backend:
+async def open_small(root: Path, store: CheckpointStore | None = None, durable: Durable = "local") -> Backend:
     """A whole backend but for processes: see `small`."""
     run = RunDirectory.create_or_open(root, PROJECT, RUN, SMALL_BASE, LORA)
     engine = EngineSpec(SMALL_BASE, SMALL_BASE, LORA.rank, run.log_directory / "engine.log")
-    spec = BackendSpec(RUN, run, engine, TrainerSpec(SMALL_BASE, LORA), Timeouts())
+    spec = BackendSpec(RUN, run, engine, TrainerSpec(SMALL_BASE, LORA), Timeouts(), durable)
     return await open_backend(small_parts(store), spec, Observers(Plugins().manager))
 
 

@@ -95,4 +95,4 @@ def small_parts(store: CheckpointStore | None = None) -> Parts:
     """Four parts, not started; steps are copied to the store."""
     engine = SmallEngine()
     publisher = ReloadPublisher(ReloadOptions(), engine, PROVES)
-    return Parts(engine, "small", PROVES, cast(Any, SmallTrainer()), "small", store, publisher)
+    return Parts(engine, "small", PROVES, cast(Any, SmallTrainer()), "small", Capabilities(), store, publisher)
