@@ -60,8 +60,8 @@ def test_40_kills_of_client_engine_and_trainer(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.heavy
 @pytest.mark.timeout(900)
-def test_400_kills_over_every_store(capsys: pytest.CaptureFixture[str]) -> None:
-    figures = figures_of(capsys, ["tests.faults.store_campaign", "--kills", "400"], None)
-    assert figures["kills"] == sum(figures["kills_by_kind"].values()) == 400
+def test_250_kills_over_every_store(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = figures_of(capsys, ["tests.faults.store_campaign", "--kills", "250"], None)
+    assert figures["kills"] == sum(figures["kills_by_kind"].values()) == 250
     assert {kind.split()[0] for kind in figures["kills_by_kind"]} == {"file", "fsspec", "s3"}
     assert {kind.split()[1] for kind in figures["kills_by_kind"]} == {"commit", "replicate", "delete", "drop", "sweep"}
