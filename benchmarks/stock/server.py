@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from art_core.adapter_file import adaptable_modules
 from art_core.config import Environment
 from art_core.environment import interpreter
 from art_core.process import Child
@@ -78,7 +79,8 @@ def sglang_stock(options: Mapping[str, Any], spec: EngineSpec, port: int) -> Sto
         flag = f"--{name.replace('_', '-')}"
         words += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
     python, variables = interpreter(ENVIRONMENT, Environment.read().cache), _CPU_VARIABLES if device == "cpu" else {}
-    command = [python, "-m", "sglang.launch_server", *words, "--lora-target-modules", "all"]
+    kinds = {name.rpartition(".")[2] for name in adaptable_modules(Path(spec.base_model))}
+    command = [python, "-m", "sglang.launch_server", *words, "--lora-target-modules", *sorted(kinds)]
     return Stock(command, variables, "/load_lora_adapter", "/unload_lora_adapter", "base:{}")
 
 
