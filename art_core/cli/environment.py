@@ -68,12 +68,13 @@ def list_(json: Json = False) -> None:
 def remove(
     name: Name,
     unused: Annotated[bool, typer.Option("--unused", help="Keep those that a part would run in.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete also what processes run in.")] = False,
 ) -> None:
-    """Delete a part's environments. Stop what runs in them first."""
+    """Delete a part's environments, unless a process runs in one."""
     from art_core.environment import remove as remove_environments
 
     console = Console()
-    gone = remove_environments(name, _cache(), _specs(), unused_only=unused)
+    gone = remove_environments(name, _cache(), _specs(), unused_only=unused, force=force)
     for each in gone:
         say(console, f"removed {each}")
     if not gone:

@@ -13,6 +13,7 @@ from art_core.config import Timeouts
 from art_core.environment.build import locked
 from art_core.environment.built import Place, places
 from art_core.environment.choice import interpreter, why_not
+from art_core.environment.occupant import occupants
 from art_core.environment.own import packages
 from art_core.environment.spec import EnvironmentSpec, differences, pinned_set
 from art_core.errors import ConfigError, EnvironmentBuildError, nearest
@@ -45,26 +46,36 @@ def list_environments(cache: Path, specs: Mapping[str, EnvironmentSpec]) -> list
     return [_state(each, specs) for each in places(cache)]
 
 
-def remove(name: str, cache: Path, specs: Mapping[str, EnvironmentSpec], unused_only: bool = False) -> list[Path]:
-    """Delete a part's environments. A process that runs in one is not asked; stop it first.
+def remove(
+    name: str,
+    cache: Path,
+    specs: Mapping[str, EnvironmentSpec],
+    unused_only: bool = False,
+    force: bool = False,
+) -> list[Path]:
+    """Delete a part's environments.
 
     Args:
         name: The part's name; it need not be installed any more.
         cache: Where environments are kept.
         specs: What the installed plugins declare, by name.
         unused_only: Keep those that a part would run in.
+        force: Delete also what processes run in; they fail at their next import.
 
     Returns:
         The directories that are gone.
 
     Raises:
         ConfigError: There is none of that name.
-        EnvironmentBuildError: One is being built, or can't be deleted.
+        EnvironmentBuildError: One is being built, a process runs in one, or one can't be deleted.
     """
     mine = [each for each in places(cache) if each.part == name]
     if not mine:
         raise ConfigError(f"there is no environment {name!r}; {nearest(name, {each.part for each in places(cache)})}")
     gone = [each for each in mine if not unused_only or _state(each, specs).unused]
+    if not force:
+        for each in gone:
+            _require_empty(each)
     for each in gone:
         with locked(each, lambda where=each: _refuse(where)):  # type: ignore[misc]
             _delete(each)
@@ -122,6 +133,16 @@ def _refuse(where: Place) -> None:
     raise EnvironmentBuildError(
         f"{where.directory} is being built by another process; wait until that has ended, or stop it"
     )
+
+
+def _require_empty(where: Place) -> None:
+    inside = occupants(where.directory)
+    if inside:
+        named = "; ".join(f"{each.pid} ({each.program})" for each in inside[:3])
+        more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
+        raise EnvironmentBuildError(
+            f"{where.directory} is in use by process {named}{more}; stop that first, or give --force"
+        )
 
 
 def _delete(where: Place) -> None:
