@@ -1,10 +1,12 @@
-"""Which base model a part holds, and whether two parts hold the same one."""
+"""Which base model a part holds, whether two parts hold the same one, and what it can't be served with."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -80,6 +82,33 @@ def local_directory(name: str) -> Path | None:
     if path.is_absolute() or name.startswith((".", "~")):
         raise ConfigError(f"base model {name!r} looks like a path, but no directory is there; give a local directory")
     return None
+
+
+def require_shape(directory: Path, tensor_parallel_size: int, max_model_len: int | None) -> None:
+    """Refuse what a base model can't be served with, before anything is launched.
+
+    Args:
+        directory: The model's local directory.
+        tensor_parallel_size: Devices that share it.
+        max_model_len: Longest sequence wanted, tokens; None: the model's own context.
+
+    Raises:
+        ConfigError: The devices can't share its attention heads, or its context is shorter.
+    """
+    config: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    text: dict[str, Any] = config.get("text_config", config)
+    heads = text.get("num_attention_heads")
+    if isinstance(heads, int) and heads % tensor_parallel_size:
+        fits = ", ".join(str(each) for each in range(1, heads + 1) if heads % each == 0)
+        raise ConfigError(
+            f"tensor_parallel_size is {tensor_parallel_size}, which does not divide the base model's {heads} attention "
+            f"heads; allowed: {fits}"
+        )
+    context = text.get("max_position_embeddings")
+    if isinstance(context, int) and max_model_len is not None and max_model_len > context:
+        raise ConfigError(
+            f"max_model_len is {max_model_len}; allowed: 8 to {context}, the context of {str(directory)!r}"
+        )
 
 
 def require_same_base(engine: ModelInfo, trainer: ModelInfo) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from art_core.base_model import local_directory, require_shape
 from art_core.config import Environment, Timeouts
 from art_core.device import gpus
 from art_core.engine_server import launch_server
@@ -44,6 +45,8 @@ class SglangEngine(ServedEngine):
     async def _launch(self, spec: EngineSpec, settings: Mapping[str, Any]) -> Launched:
         device = resolve_device(self._options)
         variables = await self._variables(spec, device)
+        if (directory := local_directory(spec.base_model)) is not None:
+            require_shape(directory, self._options.tensor_parallel_size, self._options.max_model_len)
         own = {
             "arguments": server_arguments(self._options, spec, device),
             "max_loras": self._options.max_loras,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from art_core.base_model import local_directory
+from art_core.base_model import local_directory, require_shape
 from art_core.config import Environment
 from art_core.device import driver_is_loaded, gpus
 from art_core.environment import interpreter
@@ -60,7 +57,7 @@ def plan(options: VllmOptions, spec: EngineSpec, environment: Environment) -> Pl
         )
     require_known(options.engine_args, installed)
     if directory is not None:
-        _require_shape(options, directory)
+        require_shape(directory, options.tensor_parallel_size, options.max_model_len)
     return Plan(python, installed, cuda, _visible(options, spec.device_ids, environment, cuda=cuda))
 
 
@@ -94,18 +91,3 @@ def _gpu_names(visible: str | None) -> list[str]:
     if visible is None:
         return [str(each) for each in range(len(gpus()[0]))]
     return [each for part in visible.split(",") if (each := part.strip())]
-
-
-def _require_shape(options: VllmOptions, directory: Path) -> None:
-    config: dict[str, Any] = json.loads((directory / "config.json").read_text())
-    text: dict[str, Any] = config.get("text_config", config)
-    heads, size = text.get("num_attention_heads"), options.tensor_parallel_size
-    if isinstance(heads, int) and heads % size:
-        fits = ", ".join(str(each) for each in range(1, heads + 1) if heads % each == 0)
-        raise ConfigError(
-            f"tensor_parallel_size is {size}, which does not divide the base model's {heads} attention heads; "
-            f"allowed: {fits}"
-        )
-    context, longest = text.get("max_position_embeddings"), options.max_model_len
-    if isinstance(context, int) and longest is not None and longest > context:
-        raise ConfigError(f"max_model_len is {longest}; allowed: 8 to {context}, the context of {str(directory)!r}")

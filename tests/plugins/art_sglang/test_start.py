@@ -36,6 +36,21 @@ async def test_gpus_on_a_machine_without_are_refused_before_anything_starts(tiny
     await engine.stop()
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"tensor_parallel_size": 3}, "does not divide the base model's 4 attention heads; allowed: 1, 2, 4"),
+        ({"max_model_len": 513}, "max_model_len is 513; allowed: 8 to 512"),
+    ],
+)
+async def test_what_the_model_can_not_be_served_with_is_refused_before_anything_starts(
+    tiny_model: Path, tmp_path: Path, options: dict[str, int], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        await SglangEngine(SglangOptions(device="cpu", **options)).start(spec(tiny_model, tmp_path))  # type: ignore[arg-type]
+    assert not (tmp_path / "engine.log").exists()
+
+
 async def test_an_interpreter_without_sglang_says_how_to_get_one(tiny_model: Path, tmp_path: Path) -> None:
     before = litter(), descendants().keys()
     engine = SglangEngine(SglangOptions(device="cpu", python=sys.executable))
