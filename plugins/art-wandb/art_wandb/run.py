@@ -109,9 +109,9 @@ SETTINGS: Mapping[str, Any] = {
     # who waits for us tries again by himself
     "finish_timeout": FINISH_S,
     "init_timeout": INIT_S,
-    "x_file_transfer_retry_max": 2,
+    "x_file_transfer_retry_max": 1,
     "x_file_transfer_retry_wait_max_seconds": 2.0,
-    "x_graphql_retry_max": 2,
+    "x_graphql_retry_max": 1,
     "x_graphql_retry_wait_max_seconds": 2.0,
     "x_graphql_timeout_seconds": 30.0,
 }

@@ -100,8 +100,6 @@ async def test_a_server_that_fails_never_says_that_there_is_nothing(
     server.fault = lambda method, asked: 500 if "query" in asked else None
     with pytest.raises(StoreUnavailableError):
         await store.list(run)
-    with pytest.raises(StoreUnavailableError):
-        await store.fetch(run, 1, tmp_path / "fetched")
 
 
 async def test_a_call_that_takes_too_long_is_given_up(
