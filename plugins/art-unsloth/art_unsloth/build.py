@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,7 @@ def build(unsloth: Unsloth, options: UnslothTrainerOptions, spec: TrainerSpec) -
     plan = _Plan.of(unsloth.device, options, spec)
     model = _load(unsloth, options, spec, plan)
     adapted = {name: PeftModule(name, model.get_submodule(name)) for name in plan.names}
+    _require_bits(options, sum(module.quantised for module in adapted.values()), len(adapted))
     trained = {id(parameter) for module in adapted.values() for parameter in (module.a, module.b)}
     tensors = (*model.parameters(), *model.buffers(), *quantised_tensors(model))
     return Trainable(
@@ -138,4 +140,14 @@ def _require_as_planned(model: PreTrainedModel, plan: _Plan) -> None:
         raise TrainerStartError(
             f"Unsloth made {trained} weights trainable where {2 * len(plan.names)} were expected; choose other "
             "target_modules"
+        )
+
+
+def _require_bits(options: UnslothTrainerOptions, quantised: int, modules: int) -> None:
+    """Where Unsloth finds no way to quantise, it loads 16 bits and prints a line."""
+    if quantised != (modules if options.load_in_4bit else 0):
+        raise TrainerStartError(
+            f"load_in_4bit is {options.load_in_4bit} and Unsloth loaded {quantised} of {modules} adapted modules in 4 "
+            f"bits; quantising needs bitsandbytes in {sys.executable}, working on this device; set "
+            f"load_in_4bit={not options.load_in_4bit}, or choose another base model"
         )

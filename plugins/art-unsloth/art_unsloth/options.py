@@ -45,8 +45,8 @@ class UnslothTrainerOptions(HostedOptions):
     """Type of the base weights, and what they compute in; the adapter is always float32. auto: bfloat16 on CUDA,
     float32 on a CPU."""
     load_in_4bit: bool = False
-    """Keep the frozen base quantised to 4 bits (NF4); CUDA only. An engine that serves the base unquantised then
-    computes another function than the trainer. Unsloth's own default is True."""
+    """Keep the frozen base quantised to 4 bits (NF4, by bitsandbytes); they compute in `dtype`. An engine that serves
+    the base unquantised then computes another function than the trainer. Unsloth's own default is True."""
     gradient_checkpointing: bool | Literal["unsloth"] = "unsloth"
     """Recompute activations in the backward pass: slower, less memory. "unsloth": on CUDA it keeps them in host memory
     meanwhile; on a CPU, where they are there already, it is as True."""
@@ -69,11 +69,6 @@ def require_supported(device: Device, options: UnslothTrainerOptions) -> None:
     Raises:
         ConfigError: Names the option.
     """
-    if device == "cpu" and options.load_in_4bit:
-        raise ConfigError(
-            "load_in_4bit is True and Unsloth runs on the CPU here, where this trainer does not quantise; set "
-            "load_in_4bit=False, or run it on a GPU (art env create unsloth --device gpu)"
-        )
     if device == "cuda" and options.packing:
         raise ConfigError(
             "packing is True and Unsloth runs on CUDA here, where its attention takes plain rows; leave packing out, "

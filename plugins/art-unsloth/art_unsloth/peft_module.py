@@ -38,6 +38,11 @@ class PeftModule:
             parameter.data = parameter.data.float()
 
     @property
+    def quantised(self) -> bool:
+        """Whether the base's weight is held in 4 bits."""
+        return "quant_state" in vars(self._layer.base_layer.weight)
+
+    @property
     def a(self) -> nn.Parameter:
         """(rank, in), float32."""
         return self._a

@@ -22,7 +22,7 @@ from art.local import LocalBackend
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, verify
 from art_core.compose import interpreter_of
 from art_core.config import Environment, Timeouts
-from art_core.errors import ArtError, ConfigError, TrainerStartError, TrainerUnavailableError
+from art_core.errors import TrainerStartError, TrainerUnavailableError
 from art_core.plugins import load_part
 from art_core.step import StepConfig
 from art_core.worker import TrainerWorker
@@ -48,19 +48,33 @@ async def hosted(options: UnslothTrainerOptions, log_path: Path) -> AsyncIterato
         await worker.stop()
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"device": "cuda"}, TrainerStartError, r"(?s)can't run here with device='cuda': .*device='cpu'"),
-        ({"device": "cpu", "load_in_4bit": True}, ConfigError, r"load_in_4bit is True .* on the CPU"),
-    ],
-)
-async def test_what_can_not_be_had_is_refused_at_the_start(
-    options: dict[str, object], error: type[ArtError], message: str, tmp_path: Path, tiny_model: Path
-) -> None:
-    async with hosted(UnslothTrainerOptions.parse(options), tmp_path / "trainer.log") as worker:
-        with pytest.raises(error, match=message):
+async def test_without_a_gpu_it_says_so_at_the_start(tmp_path: Path, tiny_model: Path) -> None:
+    async with hosted(UnslothTrainerOptions(device="cuda"), tmp_path / "trainer.log") as worker:
+        with pytest.raises(TrainerStartError, match=r"(?s)can't run here with device='cuda': .*device='cpu'"):
             await worker.start(spec(tiny_model), None)
+
+
+async def test_four_bits_are_four_bits_or_refused(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it can't quantise, Unsloth goes on in 16 bits and prints a line that nobody reads."""
+    options = UnslothTrainerOptions(device="cpu", load_in_4bit=True, cpu_threads=1)
+    async with hosted(options, tmp_path / "trainer.log") as worker:
+        monkeypatch.setenv("UNSLOTH_CPU_LOAD_IN_4BIT", "0")
+        with pytest.raises(TrainerStartError, match=r"load_in_4bit is True and Unsloth loaded 0 of 14 .* in 4 bits"):
+            await worker.start(spec(tiny_model), None)
+        monkeypatch.delenv("UNSLOTH_CPU_LOAD_IN_4BIT")
+        await worker.stop()
+        await worker.start(spec(tiny_model), None)
+        result = await worker.step(make_batch(), CONFIG)
+        torch_trainer = await started(tiny_model)
+        exact = await torch_trainer.step(make_batch(), CONFIG)
+        gap = abs(result.metrics["loss/train"] - exact.metrics["loss/train"])
+        assert result.updated and 1e-6 < gap < 0.1
+        before = digests(await _saved(worker, tmp_path / "before"))
+        await worker.offload()
+        await worker.onload()
+        assert digests(await _saved(worker, tmp_path / "after")) == before
 
 
 async def test_plain_rows_learn_what_packed_passes_of_the_torch_trainer_learn(
