@@ -1,7 +1,8 @@
 """How long a commit takes beside ``cp`` and fsync of the same bytes.
 
-``local`` is what every step pays: the files that a trainer has just written are hashed once, described, forced to the
-disk and renamed. ``copy`` is a copy by the file store: read, hashed and written once, forced to the disk, renamed.
+``local`` is what every step pays: the files that a trainer has just written are hashed once while they are forced to
+the disk, described and renamed. ``copy`` is a copy by the file store into a run that it knows: each piece hashed while
+it is written, forced to the disk, renamed.
 ``cp`` copies the same files and forces them and their directory to the disk, and hashes nothing. Rounds take turns;
 sources are on the disk before ``cp`` and ``copy`` begin, and freshly written before ``local`` begins. Hashing takes a
 core, so a busy machine makes the ratios worse. Not measured: what a power failure would keep.
@@ -75,7 +76,7 @@ def measure(root: Path, megabytes: int, rounds: int) -> dict[str, object]:
         start = time.perf_counter()
         asyncio.run(copies.commit(KEY, Checkpoint(stored.directory, stored.manifest)))
         seconds["copy"].append(time.perf_counter() - start)
-        for path in (stored.directory, root / f"cp-{step}", root / "copies"):
+        for path in (stored.directory, root / f"cp-{step}", *(root / "copies").glob("*/models/*/checkpoints/*")):
             shutil.rmtree(path)
     medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
     return {
