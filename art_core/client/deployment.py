@@ -33,6 +33,10 @@ class DeploymentConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
+WandbDeploymentConfig = TogetherDeploymentConfig = DeploymentConfig
+"""What programs call it; which options there are, the provider's publisher says."""
+
+
 @dataclass(frozen=True)
 class DeploymentResult:
     """Where a deployed step answers."""
