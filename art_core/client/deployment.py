@@ -51,7 +51,7 @@ async def deploy_model(
     model: Model[Any],
     checkpoint_path: str | Path,
     step: int,
-    provider: str = "wandb",
+    provider: str,
     config: DeploymentConfig | Mapping[str, Any] | None = None,
     verbose: bool = False,
 ) -> DeploymentResult:

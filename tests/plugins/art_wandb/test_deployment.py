@@ -46,15 +46,15 @@ async def test_what_can_t_be_deployed_is_refused(
     with pytest.raises(ConfigError, match="'reload' serves on an engine of yours"):
         await deploy_model(model, directory, 7, provider="reload")
     with pytest.raises(ConfigError, match="holds step 7 of run 'third'; step 8 of 'third' was asked for"):
-        await deploy_model(model, directory, 8)
+        await deploy_model(model, directory, 8, "wandb")
     with pytest.raises(ConfigError, match="holds step 7 of run 'other'"):
-        await deploy_model(model, await checkpoint(tmp_path, "other"), 7)
+        await deploy_model(model, await checkpoint(tmp_path, "other"), 7, "wandb")
     with pytest.raises(ConfigError, match="base_modell"):
-        await deploy_model(model, directory, 7, config={"base_modell": "x"})
+        await deploy_model(model, directory, 7, "wandb", config={"base_modell": "x"})
     with pytest.raises(CheckpointNotFoundError, match="is no checkpoint's directory"):
-        await deploy_model(model, tmp_path / "nowhere", 7)
+        await deploy_model(model, tmp_path / "nowhere", 7, "wandb")
     before = len(server.record.versions("deployed", "third"))
     (directory / ADAPTER).write_bytes(b"other")
     with pytest.raises(CheckpointCorruptError):
-        await deploy_model(model, directory, 7)
+        await deploy_model(model, directory, 7, "wandb")
     assert len(server.record.versions("deployed", "third")) == before
