@@ -114,8 +114,9 @@ class Api:
 
     def _collection_node(self, project: str, name: str, kind: str) -> Node:
         def artifacts(first: int = 50, after: str | None = None, **_: Any) -> Node:
-            nodes = [self._artifact(each) for each in self._record.versions(project, name)]
-            return connection([each for each in nodes if each], first, after)
+            start, found = int(after or 0), self._record.versions(project, name)
+            page = [self._artifact(each) or {} for each in found[start : start + first]]
+            return connection([{}] * start + page + [{}] * (len(found) - start - len(page)), first, after)
 
         return {
             "__typename": "ArtifactSequence", "id": f"collection {name}", "name": name, "description": None,
