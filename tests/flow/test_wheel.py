@@ -128,3 +128,18 @@ def test_the_demo_runs_from_the_wheels(wheels: dict[str, Path], tmp_path: Path) 
     assert "served json-facts@1" in told
     assert list((tmp_path / ".art").glob("**/json-facts/checkpoints/0001/manifest.json"))
     run(programs / "art", "checkpoints", "verify", cwd=tmp_path)
+
+
+def test_wheels_of_engines_enter_their_environments(wheels: dict[str, Path], tmp_path: Path) -> None:
+    """The environments are those of the other heavy tests; what was installed here is what runs there."""
+    names = ("sglang", "vllm")
+    programs = environment(
+        Path(sys.executable), tmp_path / "env", wheels["art-core"], *(wheels[f"art-{name}"] for name in names)
+    )
+    for name in names:
+        told = run(programs / "art", "env", "create", name, "--device", "cpu", cwd=tmp_path)
+        asked = f"import art_core, art_{name}; print(art_core.__file__, art_{name}.__file__)"
+        assert run(told.split()[-1], "-P", "-c", asked, cwd=tmp_path).count("/with/") == 2
+    listed = json.loads(run(programs / "art", "plugins", "list", "--json", cwd=tmp_path))
+    usable = {each["name"]: [part["unusable"] for part in each["parts"]] for each in listed}
+    assert usable.items() >= {name: [None] for name in names}.items()
