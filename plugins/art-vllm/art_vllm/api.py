@@ -71,7 +71,8 @@ class Api:
             EngineUnavailableError: It does not answer.
         """
         if not self.own:
-            return await self._stock_state()
+            async with self.server.connected() as server:
+                return await Api(server, self._timeouts, own=False)._stock_state()
         data = (await self._get(STATE)).json()
         if not data["alive"]:
             child = self.server.child

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from art_core.protocols.engine import Endpoint, EngineSpec
 from art_vllm.api import Api
 from art_vllm.options import Runtime, VllmOptions
 from art_vllm.stock import Served, healthy, inspect, require_vocabulary
+
+_log = logging.getLogger("art.engine")
+_MEANT = {"dtype", "engine_args", "max_loras", "runtime"}
+"""Options that mean something where somebody else runs the server, or are looked into."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ async def attach(options: VllmOptions, spec: EngineSpec, timeouts: Timeouts) -> 
     if directory is None or spec.chat_template is not None:
         what = "a local directory as base model" if directory is None else "no chat_template: start it with that"
         raise ConfigError(f"a vLLM server that somebody else runs needs {what}")
+    if idle := sorted((options.model_fields_set | options.engine_args.keys()) - _MEANT):
+        _log.warning("a vLLM that somebody else runs is not told of %s; start it with them", ", ".join(idle))
     url = str(runtime.server_url).rstrip("/").removesuffix("/v1")
     headers = {"Authorization": f"Bearer {runtime.api_key}"} if runtime.api_key else {}
     server = EngineServer("vllm", url, headers, None, timeouts)

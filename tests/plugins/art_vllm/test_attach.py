@@ -144,16 +144,17 @@ async def call_a_tool(model: art.TrainableModel) -> Any:
     return json.loads(arguments)
 
 
-async def test_a_run_is_trained_on_it_and_proved_by_answers(stock: Stock) -> None:
+async def test_a_run_is_trained_on_it_and_proved_by_answers(stock: Stock, caplog: pytest.LogCaptureFixture) -> None:
     """As a program has it: no engine is named. A client that was killed has left all slots full."""
     left = await Shelf(stock.here / "left", stock.model).store(AdapterShape(1))
     path = str(stock.there / left.directory.relative_to(stock.here))
     for step in range(4):
         await stock.client.post("/v1/load_lora_adapter", json={"lora_name": f"m@{step}", "lora_path": path})
-    config: Any = {"vllm_runtime": stock.runtime(score=True).model_dump()}
+    config: Any = {"vllm_runtime": stock.runtime(score=True).model_dump(), "engine_args": {"max_num_seqs": 8}}
     model = art.TrainableModel(name="m", project="p", base_model=str(stock.model), _internal_config=config)
     async with LocalBackend(path=stock.here, trainer="torch") as door:
         await model.register(door)
+        assert "is not told of max_num_seqs; start it" in caplog.text
         groups = await gather(model, by_length)
         for step in (1, 2):
             assert (await door.train(model, groups, learning_rate=1e-3)).metrics["publish/proved"] == 1.0
