@@ -14,8 +14,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 TUTORIAL = DOCS / "tutorial" / "your-own-agent.md"
 PAGES = (TUTORIAL, *sorted((DOCS / "how-to").glob("*.md")))
 EXCERPTS = {"adopt", "environment", "wandb"}
-"""Pages whose blocks need what an empty folder has not (an environment, a foreign run, a W&B server): the tests of their
-subjects do what they show."""
+"""Pages whose blocks need what an empty folder has not (an environment, a foreign run, a W&B server): the tests of
+their subjects do what they show."""
 LEARNED = 1.3
 """How many times the first three steps' mean reward the last three's is to be. Seen: 0.38, then 0.73."""
 BLOCK = re.compile(r'^```python(?: title="(.+?)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
