@@ -7,8 +7,9 @@ STAMP := $(VENV)/.installed
 LOG := $(VENV)/install.log
 PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml contrib/*/pyproject.toml)))
 
-# Fast to slow, so that a broken rule shows in seconds; a folder not named here comes last.
-ORDER := $(addprefix tests/,architecture art_core plugins flow faults)
+# Fast to slow, so that a broken rule shows in seconds; a folder not named here comes last. Faults fork their victims from
+# the tests' own process, so they come before what fills its memory: a fork copies the tables of all of it.
+ORDER := $(addprefix tests/,architecture art_core faults plugins flow)
 FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
 TESTS := $(filter $(FOLDERS),$(ORDER)) $(filter-out $(ORDER),$(FOLDERS))
 
