@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import signal
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -96,23 +95,27 @@ Commit = tuple[Maker, RunKey, Checkpoint]
 async def _killed(work: Commit, delay_s: float) -> None:
     """Have another process commit, and kill it with -9 a moment after it has begun.
 
-    It is forked from a server without threads: what a store's library runs in this process can't be forked.
+    It is forked from a server without threads: what a store's library runs in this process can't be forked. That server
+    may be older than the environment that the store is to see, so the committer is told ours.
     """
     here, there = multiprocessing.Pipe()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["art_core.testing", work[0].create.__module__])
-    committer = context.Process(target=_commit, args=(there, work))
+    committer = context.Process(target=_commit, args=(there, work, dict(os.environ)))
     committer.start()
     there.close()
     try:
         promised(await asyncio.to_thread(here.poll, 60.0), "a store can be made and checked in another process")
         await asyncio.to_thread(committer.join, delay_s)
+        promised(committer.is_alive(), "a commit in another process does not fail", f"exit status {committer.exitcode}")
     finally:
-        os.kill(committer.ident or 0, signal.SIGKILL)
+        committer.kill()
         await asyncio.to_thread(committer.join)
 
 
-def _commit(parent: Connection, work: Commit) -> None:
+def _commit(parent: Connection, work: Commit, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     make, key, checkpoint = work
 
     async def run() -> None:
