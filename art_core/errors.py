@@ -91,7 +91,7 @@ class PluginUnusableError(PluginError):
 
 
 class EnvironmentBuildError(PluginError):
-    """A managed environment can't be built, or what enters it does not fit."""
+    """A managed environment can't be built or removed, or what enters it does not fit."""
 
 
 class CapabilityError(PluginError):
@@ -148,7 +148,7 @@ class EngineUnavailableError(EngineError):
 
 
 class EngineDiedError(EngineUnavailableError):
-    """The inference engine's process has ended; it answers again only once it is started again."""
+    """The inference engine's process has ended, or it has lost what it served; it must be started again."""
 
     retryable = False
 

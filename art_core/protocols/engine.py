@@ -115,7 +115,8 @@ class InferenceEngine(Protocol):
         """State of the running engine.
 
         Raises:
-            EngineDiedError: Its process has ended; said within a second of it.
+            EngineDiedError: Its process has ended; said within a second of it. Or a server that somebody else runs has
+                lost what it was given, because it was started again.
             EngineUnavailableError: It does not answer, or was never started.
         """
         ...

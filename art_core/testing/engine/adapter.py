@@ -105,7 +105,11 @@ class EngineAdapters(EngineCase):
         """`unload_adapter`: requests in flight on the name finish, with its weights."""
         stored = await bench.load("flight@1", 1)
         room = bench.endpoint.model.context_tokens - 16
-        calls = [asyncio.ensure_future(bench.client.complete("flight@1", bench.tokens(8, n), room)) for n in range(4)]
+        # a random model may say its last word at once: without `ignore_eos` all may have ended before anybody looks
+        calls = [
+            asyncio.ensure_future(bench.client.complete("flight@1", bench.tokens(8, n), room, ignore_eos=True))
+            for n in range(4)
+        ]
         while (seen := (await bench.engine.health()).running_requests) < sum(not call.done() for call in calls):
             promised(not all(call.done() for call in calls), "health counts the requests that run", seen)
         promised(seen, "health counts the requests that run", "0 all the time")

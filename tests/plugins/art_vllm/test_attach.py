@@ -6,6 +6,7 @@ no namespace it sees ours too, under both names.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -165,6 +166,11 @@ async def test_a_run_is_trained_on_it_and_proved_by_answers(stock: Stock, caplog
         listed = await stock.adapters()
         assert listed.keys() == {"m@0", "m@1", "m@2"}
         assert listed["m@2"] == str(stock.there / policy.stored.directory.relative_to(stock.here))
+        await stock.client.post("/v1/unload_lora_adapter", json={"lora_name": "m@2"})
+        async with asyncio.timeout(30):
+            while "m@2" not in await stock.adapters():
+                await asyncio.sleep(0.1)
+        assert (await door.train(model, groups, learning_rate=1e-3)).metrics["publish/proved"] == 1.0
     assert not await stock.adapters(), "what is ours leaves with us"
 
 
