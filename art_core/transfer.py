@@ -69,7 +69,17 @@ async def push(
     return copied
 
 
-async def pull(store: CheckpointStore, run: RunKey, step: int | None, root: Path) -> StoredCheckpoint:
+Comes = Callable[[StoreEntry, Path], None]
+"""Called before a step is copied, with the directory where its files come to be."""
+
+
+def _unwatched(entry: StoreEntry, directory: Path) -> None:
+    """Tell nobody."""
+
+
+async def pull(
+    store: CheckpointStore, run: RunKey, step: int | None, root: Path, comes: Comes = _unwatched
+) -> StoredCheckpoint:
     """Copy a step out of a store into the run's own directory, verified.
 
     Args:
@@ -77,6 +87,7 @@ async def pull(store: CheckpointStore, run: RunKey, step: int | None, root: Path
         run: Which run.
         step: None: the newest.
         root: Directory of all projects.
+        comes: Told where the copy comes to be.
 
     Raises:
         CheckpointNotFoundError: The store has no such step.
@@ -96,6 +107,7 @@ async def pull(store: CheckpointStore, run: RunKey, step: int | None, root: Path
             return each
     staged = directory.stage()
     try:
+        comes(entry, staged)
         checkpoint = await store.fetch(run, entry.step, staged)
         await asyncio.to_thread(require_arrays, checkpoint)
         return await LocalStore().commit(directory.path, checkpoint)

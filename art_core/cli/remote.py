@@ -11,13 +11,13 @@ import typer
 from pydantic_core import to_json
 from rich.console import Console
 
+from art_core.cli.progress import ByteBar
 from art_core.cli.store import (
     JsonOption,
     NeededRunOption,
     StoreOption,
     entries,
     key_of,
-    progress,
     store_of,
     wait,
 )
@@ -105,25 +105,26 @@ async def _list(store: CheckpointStore, run: str | None) -> list[Held]:
 async def _verify(store: CheckpointStore, run: str | None) -> list[Held]:
     every = [(key, each) async for key, steps in entries(store, run) for each in steps]
     found = []
-    with progress("verifying", len(every)) as told, tempfile.TemporaryDirectory(prefix="art-verify-") as scratch:
-        for number, (key, each) in enumerate(every):
+    with ByteBar("verifying") as bar, tempfile.TemporaryDirectory(prefix="art-verify-") as scratch:
+        bar.expect(sum(each.size_bytes for _, each in every))
+        for key, each in every:
             problem = None
             try:
                 with tempfile.TemporaryDirectory(dir=scratch) as directory:
+                    bar.watch(Path(directory))
                     await store.fetch(key, each.step, Path(directory))
             except (CheckpointError, StoreError) as error:
                 problem = str(error)
             found.append(_held(key, each, problem))
-            told(number, True)
+            bar.add(each.size_bytes)
     return found
 
 
 def _held(run: RunKey, entry: StoreEntry, problem: str | None = None) -> Held:
-    sizes = [file.size_bytes for name, file in entry.manifest.files.items() if name not in entry.dropped]
     return Held(
         run=str(run),
         step=entry.step,
-        size_bytes=sum(sizes),
+        size_bytes=entry.size_bytes,
         adapter_digest=entry.manifest.adapter_digest,
         dropped=sorted(entry.dropped),
         reward=entry.manifest.metrics.get(REWARD),

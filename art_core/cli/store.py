@@ -1,24 +1,18 @@
-"""What the checkpoint commands need of a store: the one that a URL names, its runs, and how far a command is."""
+"""What the checkpoint commands need of a store: the one that a URL names, and its runs."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from art_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from art_core.protocols.store import CheckpointStore, StoreEntry
     from art_core.run_key import RunKey
-    from art_core.transfer import Told
 
 R = TypeVar("R")
 
@@ -70,13 +64,3 @@ async def entries(store: CheckpointStore, run: str | None) -> AsyncIterator[tupl
 def wait(work: Coroutine[Any, Any, R]) -> R:
     """Do asynchronous work to its end."""
     return asyncio.run(work)
-
-
-@contextmanager
-def progress(what: str, steps: int) -> Iterator[Told]:
-    """A bar on the terminal's error output, told of each step; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=steps)
-        yield lambda step, copied: bar.advance(task)

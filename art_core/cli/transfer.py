@@ -9,10 +9,12 @@ import typer
 from pydantic_core import to_json
 from rich.console import Console
 
-from art_core.cli.store import JsonOption, NeededRunOption, NeededStoreOption, key_of, progress, store_of, wait
+from art_core.cli.progress import ByteBar, bytes_in
+from art_core.cli.store import JsonOption, NeededRunOption, NeededStoreOption, key_of, store_of, wait
 from art_core.cli.table import say
 
 if TYPE_CHECKING:
+    from art_core.protocols.store import StoreEntry
     from art_core.run_key import RunKey
 
 RootOption = Annotated[Path, typer.Option("--path", help="Root of runs on this machine.")]
@@ -27,9 +29,8 @@ def pull(
     json: JsonOption = False,
 ) -> None:
     """Copy a step out of a store, every byte verified; a run that is started from there goes on from it."""
-    with progress(f"pulling {run}", 1) as told:
-        directory = wait(_pull(store, key_of(run), step, path, to))
-        told(0, True)
+    with ByteBar(f"pulling {run}") as bar:
+        directory = wait(_pull(store, key_of(run), step, to or path, to is None, bar))
     typer.echo(to_json({"directory": directory}, indent=1) if json else directory)
 
 
@@ -48,14 +49,21 @@ def push(
         say(Console(), f"copied: {', '.join(map(str, copied)) or 'nothing, the store holds them already'}")
 
 
-async def _pull(store: str, run: RunKey, step: int | None, root: Path, to: Path | None) -> Path:
+async def _pull(store: str, run: RunKey, step: int | None, to: Path, into_run: bool, bar: ByteBar) -> Path:
     from art_core.transfer import find
     from art_core.transfer import pull as pull_step
 
     opened = store_of(store)
-    if to is None:
-        return (await pull_step(opened, run, step, root)).directory
-    return (await opened.fetch(run, (await find(opened, run, step)).step, to)).directory
+
+    def comes(entry: StoreEntry, directory: Path) -> None:
+        bar.expect(entry.size_bytes)
+        bar.watch(directory)
+
+    if into_run:
+        return (await pull_step(opened, run, step, to, comes)).directory
+    entry = await find(opened, run, step)
+    comes(entry, to)
+    return (await opened.fetch(run, entry.step, to)).directory
 
 
 async def _push(store: str, run: RunKey, steps: list[int] | None, root: Path) -> list[int]:
@@ -65,6 +73,7 @@ async def _push(store: str, run: RunKey, steps: list[int] | None, root: Path) ->
 
     opened, path = store_of(store), run_path(root, run.project, run.run)
     await opened.check()
-    count = len(await LocalStore().list(path)) if steps is None else len(steps)
-    with progress(f"pushing {run}", count) as told:
-        return await push_steps(opened, run, path, steps, told)
+    sizes = {each.step: bytes_in(each.directory) for each in await LocalStore().list(path)}
+    with ByteBar(f"pushing {run}") as bar:
+        bar.expect(sum(sizes.get(step, 0) for step in (sizes if steps is None else steps)))
+        return await push_steps(opened, run, path, steps, lambda step, _: bar.add(sizes[step]))

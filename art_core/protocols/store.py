@@ -47,6 +47,11 @@ class StoreEntry:
         """The training step."""
         return self.manifest.step
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the files that are there."""
+        return sum(file.size_bytes for name, file in self.manifest.files.items() if name not in self.dropped)
+
 
 def content_key(manifest: Manifest) -> str:
     """What two commits of a step must agree on: all but metrics, which hold durations, and library versions.
