@@ -98,6 +98,17 @@ class TrainerWorker:
         """Whether the process has not ended; where it has, `start` launches it again."""
         return self._connection is not None and self._connection.child.alive
 
+    @property
+    def process_id(self) -> int:
+        """Of the process.
+
+        Raises:
+            TrainerUnavailableError: There is none.
+        """
+        if self._connection is None:
+            raise TrainerUnavailableError(f"trainer {self._part!r} is not started; call start first")
+        return self._connection.child.pid
+
     async def step(self, batch: TrainBatch, config: StepConfig) -> StepResult:
         """See `Trainer.step`. A cancelled step has ended in the process too when this raises."""
         data = {"config": _CONFIG.dump_python(config, mode="json")}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
+import psutil
+
 from art_core.capability import Capability
-from art_core.errors import TrainerError
+from art_core.errors import TrainerError, TrainerUnavailableError
 from art_core.testing.promise import need, promised, refused
 from art_core.testing.trainer.bench import LARGE, TrainerBench, TrainerCase
 
@@ -57,3 +62,22 @@ class TrainerHandovers(TrainerCase):
         await bench.reset()
         promised(await bench.state() == fresh, "a start of an offloaded trainer gives a fresh adapter")
         promised((await bench.trainer.step(bench.batch(), LARGE)).updated, "an offloaded trainer trains after a start")
+
+    async def test_killed_in_a_hand_over_it_starts_again_from_what_was_saved(self, bench: TrainerBench) -> None:
+        """OFFLOAD: killed in `offload` that is a TrainerUnavailableError within 5 s; a start mends it exactly."""
+        need(bench.capabilities, Capability.OFFLOAD)
+        await bench.trainer.step(bench.batch(), LARGE)
+        saved, state = await bench.saved(), await bench.state()
+        process = psutil.Process(bench.trainer.process_id)
+        process.suspend()  # so that the call is under way
+        call = asyncio.ensure_future(bench.trainer.offload())
+        done, _ = await asyncio.wait({call}, timeout=0.2)
+        promised(not done, "offload waits for its process")
+        process.kill()
+        start = time.monotonic()
+        with refused(TrainerUnavailableError, "a process killed in a hand-over is said"):
+            await call
+        promised(time.monotonic() - start < 5, "a killed process is said within 5 s")
+        await bench.reset(saved)
+        promised(await bench.state() == state, "a start after that has what was saved, bit for bit")
+        promised((await bench.trainer.step(bench.batch(1), LARGE)).updated, "the next step works")
