@@ -45,7 +45,7 @@ from art_core.tokenization import TokenizedSequence
 from art_core.worker import TrainerWorker
 
 CONFIG = StepConfig(learning_rate=1e-4)
-GROUPS, ROWS = 4, 8
+GROUPS, ROWS = 2, 4
 PROMPT_TOKENS, COMPLETION_TOKENS = (24, 96), (6, 64)
 RIVALS = ("plain", "trl")
 

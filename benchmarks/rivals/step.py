@@ -25,7 +25,6 @@ from transformers import AutoModelForCausalLM
 Microbatch = dict[str, Tensor]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LEARNING_RATE, MAX_GRAD_NORM, HIGHEST_RATIO = 1e-4, 0.1, 5.0
-ROWS = 8
 
 
 def microbatches(path: Path) -> list[Microbatch]:
@@ -117,6 +116,7 @@ def trl(base_model: str, rank: int, batch: list[Microbatch]) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             tell(self.start)
 
+    rows = len(batch[0]["advantages"])
     with tempfile.TemporaryDirectory() as directory:
         config = GRPOConfig(
             output_dir=directory,
@@ -131,8 +131,8 @@ def trl(base_model: str, rank: int, batch: list[Microbatch]) -> None:
             max_grad_norm=MAX_GRAD_NORM,
             adam_beta2=0.99,
             weight_decay=0.1,
-            num_generations=ROWS,
-            per_device_train_batch_size=ROWS,
+            num_generations=rows,
+            per_device_train_batch_size=rows,
             gradient_accumulation_steps=len(batch),
             max_steps=1000,
             logging_strategy="no",
