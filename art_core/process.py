@@ -14,17 +14,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from art_core.config import OWNER_FDS, child_environment, take_owner_fds
+from art_core.disk import remove_directory
 
 _TAIL_BYTES = 64 << 10
 
@@ -277,22 +276,16 @@ def announce(data: Mapping[str, Any]) -> None:
         pipe.write(json.dumps(data).encode() + b"\n")
 
 
-def remove(directory: Path) -> None:
-    """Remove a directory; one that is gone is no error, because owner and child may both remove it."""
-    with suppress(FileNotFoundError):
-        shutil.rmtree(directory)
-
-
 def _die_with_owner(lifeline_fd: int, private: Path | None) -> None:
     os.read(lifeline_fd, 1)
     try:
         if private is not None:
-            remove(private)
+            remove_directory(private)
     finally:
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _die(number: int, private: Path) -> None:
-    remove(private)
+    remove_directory(private)
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)

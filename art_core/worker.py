@@ -26,10 +26,11 @@ from pydantic_core import to_jsonable_python
 
 from art_core.batch import TrainBatch
 from art_core.config import Timeouts
+from art_core.disk import remove_directory
 from art_core.errors import ArtError, TrainerError, TrainerStartError, TrainerUnavailableError, from_wire
 from art_core.log_line import forward
 from art_core.message import Arrays, decode, encode, encoded_of, own_versions, skew
-from art_core.process import Child, ProcessError, remove
+from art_core.process import Child, ProcessError
 from art_core.protocols.trainer import TrainerInfo, TrainerSpec
 from art_core.step import Probe, StepConfig, StepResult
 from art_core.supervised import EncodedChat, EncodeRequest
@@ -235,9 +236,9 @@ class _Connection:
 
     async def kill(self) -> None:
         """End the process at once and remove its socket, before and, as it may just have made it, after."""
-        remove(self._directory)
+        remove_directory(self._directory)
         await self.child.stop(0)
-        remove(self._directory)
+        remove_directory(self._directory)
 
     async def _cancel(self, method: str, call: str) -> None:
         """Cancel a call and wait until it has ended in the process; kill the process where it does not end."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from art_core.disk import remove_directory
 from art_core.process import Child, ProcessDiedError, ProcessError, ProcessTimeoutError
 
 PREAMBLE = "import os, signal, subprocess, sys, time\nfrom art_core.process import announce, attach_owner\n"
@@ -249,3 +250,21 @@ async def test_no_descriptor_and_no_thread_is_left(tmp_path: Path) -> None:
     async with asyncio.timeout(5):
         while (psutil.Process().num_fds(), threading.active_count()) != (fds, threads):
             await asyncio.sleep(0.005)
+
+
+def test_a_directory_that_is_filled_while_it_is_removed_is_removed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the owner dies while the child binds its socket."""
+    directory, rmdir = tmp_path / "private", os.rmdir
+    directory.mkdir()
+    late = iter([directory / "socket"])
+
+    def filled_first(path: str, **where: int) -> None:
+        for each in late:
+            each.touch()
+        rmdir(path, **where)
+
+    monkeypatch.setattr(os, "rmdir", filled_first)
+    remove_directory(directory)
+    assert not directory.exists() and not list(late)

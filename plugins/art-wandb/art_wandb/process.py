@@ -22,9 +22,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from art_core.disk import remove_directory
 from art_core.errors import StoreError, StoreUnavailableError, from_wire
 from art_core.local_store import in_thread
-from art_core.process import Child, close_in_forks, close_private, kill_group, remove
+from art_core.process import Child, close_in_forks, close_private, kill_group
 
 IDLE_S = 60.0
 """Without a call and without an observed run for so long, the process ends by itself."""
@@ -164,7 +165,7 @@ class _Connection:
             each.set_exception(
                 _IdleError() if status == 0 else StoreUnavailableError(f"the W&B process is gone: {text}")
             )
-        remove(self._directory)
+        remove_directory(self._directory)
         self._gone.set()
 
 
