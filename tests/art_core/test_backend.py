@@ -12,19 +12,22 @@ from typing import Any, cast
 
 import pytest
 
+import art
 from art_core.backend import Backend, BackendSpec, TrainerPosition, delete_steps, hold, publish
 from art_core.base_model import BaseIdentity, ModelInfo
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.capability import FULL, Capabilities, Capability
 from art_core.compose import Parts
 from art_core.config import LoRAConfig, Timeouts
-from art_core.errors import NoRouteError, PublishTimeoutError, RouteError
+from art_core.errors import CapabilityError, NoRouteError, PublishTimeoutError, RouteError
 from art_core.policy import ProofKind
+from art_core.preparation import prepare_supervised
 from art_core.protocols.engine import Endpoint, EngineSpec
 from art_core.protocols.trainer import TrainerSpec
 from art_core.recovery import Recovery
 from art_core.route import RouteTable
 from art_core.run import RunDirectory
+from art_core.supervised import SupervisedConfig
 from art_core.tier import TieredStore
 from tests.art_core.builtin.numpy_engine import NumpyEngine, Run
 
@@ -152,3 +155,11 @@ async def test_the_default_only_moves_forward(backend: Backend, run: Run) -> Non
         backend.route.flip(policy, keep_default=True)
     with pytest.raises(RouteError, match="not older than the default"):
         RouteTable("agent", "bigram").flip(policy, keep_default=True)
+
+
+async def test_a_trainer_without_a_tokenizer_is_asked_for_no_supervised_step(backend: Backend) -> None:
+    said = art.Trajectory(
+        messages_and_choices=[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    )
+    with pytest.raises(CapabilityError, match="does not declare capability 'supervised'"):
+        await prepare_supervised(backend, [said], SupervisedConfig())

@@ -24,7 +24,7 @@ _DIRECTIONS = 48
 """Random directions that stand for all: of two vectors, the products with them correlate as the vectors do."""
 
 _GAP_NATS = {"float32": 1e-3}
-_COSINE = {"float32": 0.999}
+_COSINE = {"float32": 0.9998}  # so that of any two such trainers the gradients agree to 0.999
 
 
 class TrainerParity(TrainerCase):
@@ -50,7 +50,7 @@ class TrainerParity(TrainerCase):
             promised(gap <= limit, f"saved adapter and trainer agree within {limit:g} nats", f"{gap:.3g}")
 
     async def test_a_step_follows_the_gradient(self, bench: TrainerBench, reference: ReferenceModel) -> None:
-        """A step moves all weights along the objective's gradient: cosine 0.999 or more in float32."""
+        """A step moves all weights along the objective's gradient: cosine 0.9998 or more in float32."""
         start = bench.directory()
         write_adapter(bench.base_model, start, AdapterShape(rank=bench.spec.lora.rank, alpha=bench.spec.lora.alpha))
         await bench.reset(start)
