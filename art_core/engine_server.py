@@ -29,7 +29,12 @@ def listen() -> socket.socket:
 
 
 async def launch_server(
-    name: str, argv: Sequence[str], settings: Mapping[str, Any], log_path: Path, variables: Mapping[str, str]
+    name: str,
+    argv: Sequence[str],
+    settings: Mapping[str, Any],
+    log_path: Path,
+    variables: Mapping[str, str],
+    private: Path | None = None,
 ) -> tuple[Child, str]:
     """Launch a server on a port of its own.
 
@@ -39,6 +44,7 @@ async def launch_server(
         settings: As JSON carries them; a key among them shows neither in the process table nor on disk.
         log_path: Where its output goes.
         variables: Added to the inherited environment.
+        private: A directory that the server makes for itself; see `Child.launch`.
 
     Returns:
         Its process, and where it will answer.
@@ -51,7 +57,9 @@ async def launch_server(
         file.seek(0)
         fds = (listener.fileno(), file.fileno())
         try:
-            child = await Child.launch([*argv, *map(str, fds)], log_path=log_path, env=variables, pass_fds=fds)
+            child = await Child.launch(
+                [*argv, *map(str, fds)], log_path=log_path, env=variables, pass_fds=fds, private=private
+            )
         except ProcessError as error:
             raise EngineStartError(f"engine {name!r}: {error}", stage="start") from error
         return child, f"http://127.0.0.1:{listener.getsockname()[1]}"

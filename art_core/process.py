@@ -15,11 +15,11 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from subprocess import DEVNULL, Popen
 from typing import Any, Self
 
 from art_core.config import OWNER_FDS, child_environment, take_owner_fds
@@ -55,13 +55,14 @@ class ProcessTimeoutError(ProcessError, TimeoutError):
 class Child:
     """A running child process with its own process group. Made by `launch`; usable from any event loop."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], lifeline_fd: int, ready_fd: int, log: tuple[Path, int]) -> None:
+    def __init__(self, popen: Popen[bytes], fds: tuple[int, int], log: tuple[Path, int], private: Path | None) -> None:
         self._popen = popen
         self._log_path, self._log_start = log
+        self._private = private
         self._group = threading.Lock()
         self._status: Future[int] = _promise()
         self._announced: Future[bytes] = _promise()
-        for target, fd in ((self._await_exit, lifeline_fd), (self._await_ready, ready_fd)):
+        for target, fd in zip((self._await_exit, self._await_ready), fds, strict=True):
             threading.Thread(target=target, args=(fd,), daemon=True, name=f"art-child-{popen.pid}").start()
 
     @classmethod
@@ -72,6 +73,7 @@ class Child:
         log_path: Path,
         env: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
+        private: Path | None = None,
     ) -> Self:
         """Start a command that calls `attach_owner`.
 
@@ -80,17 +82,20 @@ class Child:
             log_path: File that stdout and stderr are appended to; its directory is made.
             env: Variables added to the inherited environment.
             pass_fds: File descriptors that the child inherits under the same numbers.
+            private: The directory that the child gives to `attach_owner`; gone once the child's end is known here.
 
         Raises:
             ProcessError: The command or the log file can't be opened; names it and the system's reason.
         """
         try:
-            return cls._spawn(argv, log_path, env or {}, pass_fds)
+            return cls._spawn(argv, log_path, env or {}, pass_fds, private)
         except OSError as error:
             raise ProcessError(f"{argv[0]} can't be started: {error}") from error
 
     @classmethod
-    def _spawn(cls, argv: Sequence[str], log_path: Path, env: Mapping[str, str], pass_fds: Sequence[int]) -> Self:
+    def _spawn(
+        cls, argv: Sequence[str], log_path: Path, env: Mapping[str, str], pass_fds: Sequence[int], private: Path | None
+    ) -> Self:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         lifeline_read, lifeline_write = os.pipe()
         ready_read, ready_write = os.pipe()
@@ -98,9 +103,9 @@ class Child:
         try:
             with log_path.open("ab") as log:
                 start = log.tell()
-                popen = subprocess.Popen(
+                popen = Popen(
                     argv,
-                    stdin=subprocess.DEVNULL,
+                    stdin=DEVNULL,
                     stdout=log,
                     stderr=log,
                     env=child_environment({**env, OWNER_FDS: f"{lifeline_read},{ready_write}"}),
@@ -114,7 +119,7 @@ class Child:
         finally:
             os.close(lifeline_read)
             os.close(ready_write)
-        return cls(popen, lifeline_write, ready_read, (log_path, start))
+        return cls(popen, (lifeline_write, ready_read), (log_path, start), private)
 
     @property
     def pid(self) -> int:
@@ -194,7 +199,11 @@ class Child:
             # process id had been handed out since the line above.
             kill_group(self.pid, signal.SIGKILL)
             close_private(lifeline_fd)
-            self._status.set_result(status)
+            try:
+                if self._private is not None:
+                    remove_directory(self._private)
+            finally:
+                self._status.set_result(status)
 
     def _await_ready(self, ready_fd: int) -> None:
         with open(ready_fd, "rb") as pipe:
@@ -250,8 +259,8 @@ def attach_owner(private: Path | None = None) -> None:
     """Child side: from now on die, with the whole process group, when the owner ends. Call it first in ``main``.
 
     Args:
-        private: A directory of this process's, made if need be; it goes when the owner ends, or on SIGTERM. So
-            it is never without a living process that removes it, unless this one is killed: then its owner does.
+        private: A directory of this process's, made here; it goes when the owner ends, or on SIGTERM. Where this
+            process is killed its owner removes it, if `Child.launch` was told of it.
 
     Raises:
         ConfigError: This process was not started by `Child.launch`.

@@ -12,7 +12,6 @@ such an error. Such a server can't sleep.
 from __future__ import annotations
 
 import secrets
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,8 +42,6 @@ class Launched:
 
     child: Child
     base_url: str
-    scratch: tempfile.TemporaryDirectory[str] | None = None
-    """A directory for the server to write in; removed when it is stopped."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,6 @@ class _Running:
 
     server: EngineServer
     endpoint: Endpoint
-    scratch: tempfile.TemporaryDirectory[str] | None
 
 
 class ServedEngine(ABC):
@@ -121,8 +117,6 @@ class ServedEngine(ABC):
         running, self._running = self._running, None
         if running is not None:
             await running.server.stop()
-            if running.scratch is not None:
-                running.scratch.cleanup()
 
     @abstractmethod
     async def _launch(self, spec: EngineSpec, settings: Mapping[str, Any]) -> Launched:
@@ -150,16 +144,14 @@ class ServedEngine(ABC):
     async def _start(self, spec: EngineSpec) -> _Running:
         api_key = secrets.token_urlsafe(32)
         launched = await self._launch(spec, _settings(spec, api_key))
-        child, base_url, scratch = launched.child, launched.base_url, launched.scratch
+        child, base_url = launched.child, launched.base_url
         try:
             model = await self._model(child)
         except BaseException:
             await child.stop(0)
-            if scratch is not None:
-                scratch.cleanup()
             raise
         server = EngineServer(self._name, base_url, {"Authorization": f"Bearer {api_key}"}, child, self._timeouts)
-        return _Running(server, Endpoint(base_url, api_key, model, self._max_adapters), scratch)
+        return _Running(server, Endpoint(base_url, api_key, model, self._max_adapters))
 
     async def _model(self, child: Child) -> ModelInfo:
         try:

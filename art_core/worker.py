@@ -26,7 +26,6 @@ from pydantic_core import to_jsonable_python
 
 from art_core.batch import TrainBatch
 from art_core.config import Timeouts
-from art_core.disk import remove_directory
 from art_core.errors import ArtError, TrainerError, TrainerStartError, TrainerUnavailableError, from_wire
 from art_core.log_line import forward
 from art_core.message import Arrays, decode, encode, encoded_of, own_versions, skew
@@ -148,12 +147,14 @@ class TrainerWorker:
         return await self._connection.call(method, data, arrays, timeout_s)
 
     async def _launch(self) -> _Connection:
-        directory = Path(tempfile.gettempdir()) / f"art-{uuid.uuid4().hex[:16]}"  # made, and removed, by the child
+        directory = Path(tempfile.gettempdir()) / f"art-{uuid.uuid4().hex[:16]}"  # made by the child; goes with it
         lines, written = os.pipe()
         command = [self._python, "-P", "-m", "art_core.worker_server", self._part, str(directory / _SOCKET)]
         command += ["--log-fd", str(written)]
         try:
-            child = await Child.launch(command, log_path=self._log_path, env=self._variables, pass_fds=[written])
+            child = await Child.launch(
+                command, log_path=self._log_path, env=self._variables, pass_fds=[written], private=directory
+            )
         except ProcessError as error:
             raise TrainerStartError(f"trainer {self._part!r}: {error}") from error
         finally:
@@ -164,7 +165,7 @@ class TrainerWorker:
             hello = await child.ready(self._timeouts.trainer_start_s)
             self._require_same(hello["versions"])
         except BaseException as error:
-            await connection.kill()
+            await child.stop(0)
             if isinstance(error, ProcessError):
                 raise TrainerStartError(f"trainer {self._part!r} did not start: {error}") from error
             raise
@@ -232,13 +233,6 @@ class _Connection:
             _log.warning("trainer %r did not stop by itself: %s", self._part, error)
         finally:
             await self.child.stop(self._timeouts.trainer_stop_s)
-            await self.kill()
-
-    async def kill(self) -> None:
-        """End the process at once and remove its socket, before and, as it may just have made it, after."""
-        remove_directory(self._directory)
-        await self.child.stop(0)
-        remove_directory(self._directory)
 
     async def _cancel(self, method: str, call: str) -> None:
         """Cancel a call and wait until it has ended in the process; kill the process where it does not end."""

@@ -206,6 +206,18 @@ async def test_a_private_directory_goes_with_the_child_that_made_it(tmp_path: Pa
     assert not private.exists()
 
 
+async def test_a_private_directory_goes_with_a_child_that_was_killed(tmp_path: Path) -> None:
+    """It can't remove it: its owner has, as soon as anybody here can know of the end."""
+    private = tmp_path / "private"
+    code = f"from pathlib import Path; attach_owner(private=Path({str(private)!r})); announce({{}})\n"
+    child = await launch(tmp_path, code + WAIT, private=private)
+    await child.ready(30)
+    assert private.is_dir()
+    os.kill(child.pid, signal.SIGKILL)
+    assert await child.exited() == -signal.SIGKILL
+    assert not private.exists()
+
+
 async def test_a_sibling_and_a_fork_do_not_hold_the_lifeline(tmp_path: Path) -> None:
     """A later child and a fork without exec both outlive the owner; the child must not."""
     owner_code = OWNER.replace(

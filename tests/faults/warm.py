@@ -88,5 +88,5 @@ def forked_children(begun: Callable[[str], None], *kept_fds: int) -> Iterator[No
         pass
 
     Forked.begun, Forked.kept_fds = staticmethod(begun), kept_fds
-    with patch.object(process.subprocess, "Popen", Forked):
+    with patch.object(process, "Popen", Forked):
         yield

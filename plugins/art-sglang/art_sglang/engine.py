@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from art_core.base_model import local_directory, require_shape
@@ -53,15 +55,11 @@ class SglangEngine(ServedEngine):
         }
         python = self._options.python or interpreter(ENVIRONMENT, Environment.read().cache)
         _log.info("engine 'sglang' starts in %s, in about a minute; its log is %s", python, spec.log_path)
-        # where the server lays adapters out; it removes that itself should this process be killed
-        scratch = tempfile.TemporaryDirectory(prefix="art-sglang-")
-        try:
-            command = [python, "-P", "-m", "art_sglang.serve.server", scratch.name]
-            launched = await launch_server("sglang", command, {**settings, **own}, spec.log_path, variables)
-        except BaseException:
-            scratch.cleanup()
-            raise
-        return Launched(*launched, scratch)
+        # where the server lays adapters out; it makes that itself, and nothing is left should this process be killed
+        scratch = Path(tempfile.gettempdir()) / f"art-sglang-{uuid.uuid4().hex[:16]}"
+        command = [python, "-P", "-m", "art_sglang.serve.server", str(scratch)]
+        launched = await launch_server("sglang", command, {**settings, **own}, spec.log_path, variables, scratch)
+        return Launched(*launched)
 
     async def _variables(self, spec: EngineSpec, device: str) -> dict[str, str]:
         if device == "cuda":
