@@ -11,7 +11,7 @@ from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
@@ -24,6 +24,9 @@ from art_core.local_store import in_thread
 from art_s3.credential import account
 from art_s3.failure import s3_errors
 from art_s3.options import S3StoreOptions
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
 
 _PIECE_BYTES = 2 << 20
 _PARTS = 4
@@ -47,12 +50,16 @@ class S3Bucket:
         self._options = options
         self._name, self._prefix = options.place
         self._account = account(options)
+        place: S3Config = {
+            "region": self._account.region,
+            "virtual_hosted_style_request": not self._account.path_style,
+        }
+        if self._account.endpoint_url is not None:  # obstore takes no None here
+            place["endpoint"] = self._account.endpoint_url
         with s3_errors(f"use s3://{self._name}"):
             self._store = S3Store(
                 self._name,
-                endpoint=self._account.endpoint_url,
-                region=self._account.region,
-                virtual_hosted_style_request=not self._account.path_style,
+                config=place,
                 credential_provider=self._account,
                 client_options={
                     "allow_http": (self._account.endpoint_url or "").startswith("http://"),

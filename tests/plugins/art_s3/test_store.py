@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from art_s3.bucket import S3Bucket
 from art_s3.options import S3StoreOptions
 
 from art_core import lease
@@ -52,6 +53,28 @@ def staged(tmp_path: Path, step: int, seed: int | None = None) -> Any:
 )
 def test_where_it_copies_to(values: dict[str, Any], place: tuple[str, str]) -> None:
     assert S3StoreOptions.parse(values).place == place
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, {"region": "us-east-1", "virtual_hosted_style_request": "true"}),
+        ({"region": "eu-west-1"}, {"region": "eu-west-1", "virtual_hosted_style_request": "true"}),
+        (
+            {"endpoint_url": "http://127.0.0.1:9"},
+            {"region": "us-east-1", "virtual_hosted_style_request": "false", "endpoint": "http://127.0.0.1:9"},
+        ),
+    ],
+)
+def test_where_requests_go(
+    values: dict[str, Any], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Amazon's own servers, which no test can reach, are the place where no endpoint is named."""
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    store = S3Bucket(S3StoreOptions(bucket="b", **values))._store
+    assert {key: value for key, value in store.config.items() if key != "bucket"} == expected
 
 
 @pytest.mark.parametrize(
