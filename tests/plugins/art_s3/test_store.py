@@ -137,7 +137,7 @@ async def test_errors_are_told_apart(
     """At every call: what was there before is there after, and the same call succeeds once it is over."""
     spoil = Spoil()
     with proxy(server, spoil) as address:
-        store = place.store(endpoint_url=address, timeout_s=1.0)
+        store = place.store(endpoint_url=address)
         entry = await store.commit(KEY, staged(tmp_path, 1))
         spoil.answer = lambda method, path: (status, code)
         calls = {
