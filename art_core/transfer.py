@@ -14,7 +14,7 @@ from art_core.adapter_file import read_adapter_config
 from art_core.base_model import BaseIdentity, base_digest
 from art_core.checkpoint import ADAPTER_CONFIG, Checkpoint, StoredCheckpoint, write_manifest
 from art_core.config import LoRAConfig
-from art_core.errors import CheckpointNotFoundError, CommitConflictError
+from art_core.errors import CheckpointNotFoundError, CommitConflictError, nearest
 from art_core.file_record import copy
 from art_core.foreign_run import FILES, foreign_step, foreign_steps
 from art_core.fork import ForkSource, ForkTarget
@@ -115,6 +115,23 @@ async def pull(
         directory.discard(staged)
 
 
+async def held(store: CheckpointStore, run: RunKey) -> Sequence[StoreEntry]:
+    """The steps of a run that a store holds, by rising step.
+
+    Args:
+        store: Which store.
+        run: Which run.
+
+    Raises:
+        CheckpointNotFoundError: It holds none; the nearest run that it holds is suggested.
+    """
+    found = await store.list(run)
+    if not found:
+        others = [str(each) for each in await store.runs() if each != run]
+        raise CheckpointNotFoundError(f"the store has no checkpoint of run {run}; {nearest(str(run), others)}")
+    return found
+
+
 async def find(store: CheckpointStore, run: RunKey, step: int | None, up_to: int | None = None) -> StoreEntry:
     """A step that a store holds.
 
@@ -127,10 +144,10 @@ async def find(store: CheckpointStore, run: RunKey, step: int | None, up_to: int
     Raises:
         CheckpointNotFoundError: There is none.
     """
-    entries = await store.list(run)
+    entries = await held(store, run)
     found = [each for each in entries if step in (None, each.step) and (up_to is None or each.step <= up_to)]
     if not found:
-        what = "checkpoint" if step is None and up_to is None else f"step {up_to if step is None else step}"
+        what = f"step up to {up_to}" if step is None else f"step {step}"
         steps = _numbers([each.step for each in entries])
         raise CheckpointNotFoundError(f"the store has no {what} of run {run}; its steps: {steps}", step=step)
     return found[-1]

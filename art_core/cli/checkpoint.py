@@ -15,9 +15,10 @@ import typer
 from rich.console import Console
 
 from art_core.cli import remote
+from art_core.cli.run import find_runs
 from art_core.cli.store import JsonOption, RunOption, StoreOption
 from art_core.cli.table import megabytes, say, show
-from art_core.errors import CheckpointCorruptError, CheckpointError, ConfigError, StoreError
+from art_core.errors import CheckpointCorruptError, CheckpointError, StoreError
 
 if TYPE_CHECKING:
     from art_core.checkpoint import Manifest
@@ -71,8 +72,7 @@ def list_(
     if store is not None:
         remote.list_store(store, run, json)
         return
-    runs = [(each, rewards) for each, rewards in _runs_with_rewards(path) if run is None or is_run(each, run)]
-    found = [_listed(each, step, rewards) for each, rewards in runs for step in steps_of(each)]
+    found = [_listed(each, step, rewards) for each, rewards in _with_rewards(path, run) for step in steps_of(each)]
     if json:
         _echo(found)
         return
@@ -88,7 +88,7 @@ def verify(
     if store is not None:
         raise typer.Exit(remote.verify_store(store, run, json))
     console, done = Console(), []
-    for run_path in (each for each in find_runs(path) if run is None or is_run(each, run)):
+    for run_path in find_runs(path, run):
         for step in steps_of(run_path):
             if (seen := _verified(run_path, step)) is None:
                 continue
@@ -104,48 +104,18 @@ def verify(
     raise typer.Exit(1 if any(each.problem for each in done) else 0)
 
 
-def is_run(directory: Path, run: str) -> bool:
-    """Whether a directory is that of ``<project>/<run>``."""
-    return f"{directory.parent.parent.name}/{directory.name}" == run
-
-
-def find_runs(path: Path) -> list[Path]:
-    """Directories of the runs that a path stands for, by name.
-
-    Args:
-        path: A root, a run's directory, or its ``checkpoints``.
-
-    Raises:
-        ConfigError: It is none of these.
-    """
-    path = path.absolute()
-    if path.name == "checkpoints" and path.is_dir():
-        return [path.parent]
-    if (path / "checkpoints").is_dir():
-        return [path]
-    # the second pattern: a directory of roots, as the demo leaves one for each of its runs
-    patterns = ("*/models/*/checkpoints", "*/*/models/*/checkpoints")
-    runs = sorted(each.parent for pattern in patterns for each in path.glob(pattern) if each.is_dir())
-    if not runs:
-        raise ConfigError(
-            f"there is no run in {path}; give --path a root (.art unless told otherwise), a run's directory "
-            f"(<root>/<project>/models/<run>) or its checkpoints directory"
-        )
-    return runs
-
-
 def steps_of(run: Path) -> list[Path]:
     """What stands in a run's checkpoints directory, by name, but for what is being written or deleted."""
     with os.scandir(run / "checkpoints") as entries:
         return sorted(Path(entry.path) for entry in entries if not entry.name.startswith("."))
 
 
-def _runs_with_rewards(path: Path) -> Iterator[tuple[Path, Mapping[int, float]]]:
+def _with_rewards(path: Path, run: str | None) -> Iterator[tuple[Path, Mapping[int, float]]]:
     from art_core.run import RunDirectory
 
-    for run in find_runs(path):
-        lines = RunDirectory(run).history()
-        yield run, {line["training_step"]: line[REWARD] for line in lines if {"training_step", REWARD} <= line.keys()}
+    for each in find_runs(path, run):
+        lines = RunDirectory(each).history()
+        yield each, {line["training_step"]: line[REWARD] for line in lines if {"training_step", REWARD} <= line.keys()}
 
 
 def _listed(run: Path, directory: Path, rewards: Mapping[int, float]) -> Listed:

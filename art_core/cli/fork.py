@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from rich.console import Console
 
 from art_core.cli.removal import RootOption
+from art_core.cli.run import find_run
 from art_core.cli.store import JsonOption, key_of, store_of, wait
 from art_core.cli.table import say
 from art_core.config import Environment, LoRAConfig
@@ -40,7 +41,8 @@ def fork(
     A run directory of openpipe-art's own backend is taken too; it is left as it is, and what can't be verified of it is
     said.
     """
-    made = wait(_fork(*_parse(source, path), store, _Wanted(key_of(run), path.absolute(), base_model)))
+    root, old, step = _parse(source, path, stored_here=store is None)
+    made = wait(_fork(root, old, step, store, _Wanted(key_of(run), path.absolute(), base_model)))
     if json:
         typer.echo(to_json({"directory": made.directory, "manifest": made.manifest}, indent=1))
     else:
@@ -75,7 +77,7 @@ class _Wanted:
         return ForkTarget(self.root, self.key.project, self.key.run, base, resolved, lora)
 
 
-def _parse(source: str, root: Path) -> tuple[Path, RunKey, int | None]:
+def _parse(source: str, path: Path, *, stored_here: bool) -> tuple[Path, RunKey, int | None]:
     """Root, run and step that ``--from`` names."""
     name, at, step = source.rpartition("@")
     if not at:
@@ -85,7 +87,12 @@ def _parse(source: str, root: Path) -> tuple[Path, RunKey, int | None]:
     directory = Path(name).absolute()
     if directory.is_dir() and directory.parent.name == "models":
         return directory.parents[2], key_of(f"{directory.parents[1].name}/{directory.name}"), _number(step)
-    return root.absolute(), key_of(name), _number(step)
+    if name.startswith(("/", ".", "~")):
+        raise ConfigError(
+            f"--from is {source!r}, but {directory} is no run's directory; give <root>/<project>/models/<run>, or "
+            f"<project>/<run> of a run below --path"
+        )
+    return find_run(path, name).parents[2] if stored_here else path.absolute(), key_of(name), _number(step)
 
 
 def _number(step: str) -> int | None:

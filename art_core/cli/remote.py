@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from rich.console import Console
 
 from art_core.cli.progress import ByteBar
+from art_core.cli.run import find_run
 from art_core.cli.store import (
     JsonOption,
     NeededRunOption,
@@ -74,7 +75,7 @@ def show_step(
     json: JsonOption = False,
 ) -> None:
     """Show a step's manifest: files, base model, where it comes from, metrics, versions."""
-    entry = wait(_entry(store, key_of(run), step, path.absolute()))
+    entry = wait(_entry(store, run, step, path))
     if json:
         typer.echo(to_json({"manifest": entry.manifest, "dropped": sorted(entry.dropped)}, indent=1))
         return
@@ -91,11 +92,12 @@ def show_step(
     show(console, "recorded", ("what", "value"), facts)
 
 
-async def _entry(store: str | None, run: RunKey, step: int, root: Path) -> StoreEntry:
+async def _entry(store: str | None, run: str, step: int, path: Path) -> StoreEntry:
     from art_core.file_store import FileStore
     from art_core.transfer import find
 
-    return await find(FileStore(root) if store is None else store_of(store), run, step)
+    opened = FileStore(find_run(path, run).parents[2]) if store is None else store_of(store)
+    return await find(opened, key_of(run), step)
 
 
 async def _list(store: CheckpointStore, run: str | None) -> list[Held]:

@@ -16,9 +16,10 @@ import typer
 from pydantic_core import to_json
 from rich.console import Console
 
+from art_core.cli.run import find_run
 from art_core.cli.store import JsonOption, NeededRunOption, StoreOption, key_of, store_of, wait
 from art_core.cli.table import say
-from art_core.errors import ConfigError
+from art_core.errors import CheckpointNotFoundError, ConfigError
 
 if TYPE_CHECKING:
     from art_core.retention import Plan, Retention
@@ -85,13 +86,23 @@ def _retention(rules: Sequence[str]) -> Retention:
 
 async def _delete(store: str | None, run: RunKey, steps: Collection[int], root: Path) -> Collection[int]:
     from art_core.local_store import LocalStore
+    from art_core.transfer import held
 
     if store is not None:
         opened = store_of(store)
-        return await opened.delete(run, steps, [each.step for each in await opened.list(run)][-1:])
+        stored = [each.step for each in await held(opened, run)]
+        return await opened.delete(run, _there(run, steps, stored), stored[-1:])
     with _held(run, root) as directory:
-        newest = [each.step for each in await LocalStore().list(directory.path)][-1:]
-        return await LocalStore().delete(directory.path, steps, newest)
+        stored = [each.step for each in await LocalStore().list(directory.path)]
+        return await LocalStore().delete(directory.path, _there(run, steps, stored), stored[-1:])
+
+
+def _there(run: RunKey, steps: Collection[int], stored: Sequence[int]) -> Collection[int]:
+    """The steps, if all of them are stored."""
+    if missing := sorted(set(steps) - set(stored)):
+        wanted, there = ", ".join(map(str, missing)), ", ".join(map(str, stored)) or "none"
+        raise CheckpointNotFoundError(f"run {run} has no step {wanted}; its steps: {there}; nothing was deleted")
+    return steps
 
 
 async def _collect(store: str | None, run: RunKey, retention: Retention, root: Path, dry_run: bool) -> Removed:
@@ -106,7 +117,7 @@ async def _collect(store: str | None, run: RunKey, retention: Retention, root: P
             deleted = await LocalStore().delete(directory.path, plan.delete, steps[-1:])
             return Removed(deleted, await LocalStore().drop_optimizer(directory.path, plan.drop_optimizer), 0, False)
     opened = store_of(store)
-    entries = await opened.list(run)
+    entries = await opened.list(run)  # none is no error: there may be leftovers
     plan = _plan(retention, run, root, [each.step for each in entries])
     if dry_run:
         full = {each.step for each in entries if not each.dropped}
@@ -132,10 +143,11 @@ def _plan(retention: Retention, run: RunKey, root: Path, steps: Collection[int])
 
 @contextmanager
 def _held(run: RunKey, root: Path) -> Iterator[RunDirectory]:
-    from art_core.run import RunDirectory, run_path
+    from art_core.run import RunDirectory
 
-    record = RunDirectory(run_path(root, run.project, run.run)).record()
-    directory = RunDirectory.create_or_open(root, record.project, record.run, record.base_model, record.lora)
+    path = find_run(root, str(run))
+    record = RunDirectory(path).record()
+    directory = RunDirectory.create_or_open(path.parents[2], run.project, run.run, record.base_model, record.lora)
     try:
         yield directory
     finally:

@@ -56,8 +56,17 @@ def key_of(run: str) -> RunKey:
 
 
 async def entries(store: CheckpointStore, run: str | None) -> AsyncIterator[tuple[RunKey, Sequence[StoreEntry]]]:
-    """The runs of a store with their steps; of one run only if it is named."""
-    for key in [key_of(run)] if run else await store.runs():
+    """The runs of a store with their steps; of one run only if it is named.
+
+    Raises:
+        CheckpointNotFoundError: The store holds nothing of the one that is named.
+    """
+    from art_core.transfer import held
+
+    if run is not None:
+        yield key_of(run), await held(store, key_of(run))
+        return
+    for key in await store.runs():
         yield key, await store.list(key)
 
 

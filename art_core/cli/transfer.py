@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from rich.console import Console
 
 from art_core.cli.progress import ByteBar, bytes_in
+from art_core.cli.run import find_run
 from art_core.cli.store import JsonOption, NeededRunOption, NeededStoreOption, key_of, store_of, wait
 from art_core.cli.table import say
 
@@ -42,7 +43,7 @@ def push(
     json: JsonOption = False,
 ) -> None:
     """Copy a run's steps into a store; what it holds already is left alone. The run may go on meanwhile."""
-    copied = wait(_push(store, key_of(run), step, path))
+    copied = wait(_push(store, run, step, path))
     if json:
         typer.echo(to_json({"copied": copied}, indent=1))
     else:
@@ -66,14 +67,13 @@ async def _pull(store: str, run: RunKey, step: int | None, to: Path, into_run: b
     return (await opened.fetch(run, entry.step, to)).directory
 
 
-async def _push(store: str, run: RunKey, steps: list[int] | None, root: Path) -> list[int]:
+async def _push(store: str, run: str, steps: list[int] | None, root: Path) -> list[int]:
     from art_core.local_store import LocalStore
-    from art_core.run import run_path
     from art_core.transfer import push as push_steps
 
-    opened, path = store_of(store), run_path(root, run.project, run.run)
+    opened, path = store_of(store), find_run(root, run)
     await opened.check()
     sizes = {each.step: bytes_in(each.directory) for each in await LocalStore().list(path)}
     with ByteBar(f"pushing {run}") as bar:
         bar.expect(sum(sizes.get(step, 0) for step in (sizes if steps is None else steps)))
-        return await push_steps(opened, run, path, steps, lambda step, _: bar.add(sizes[step]))
+        return await push_steps(opened, key_of(run), path, steps, lambda step, _: bar.add(sizes[step]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,6 @@ def test_push_list_verify_show_and_pull(root: Path, tmp_path: Path) -> None:
     assert data(root, "push", "--run", "p/r", *store) == {"copied": [0, 2, 4]}
     assert "nothing, the store holds them already" in run(root, "push", "--run", "p/r", *store).stdout
     assert [each["step"] for each in data(root, "list", *store)] == [0, 1, 2, 3, 4]
-    assert data(root, "list", *store, "--run", "p/other") == []
     assert run(root, "verify", *store).stdout.count(" ok: ") == 5
     shown = data(root, "show", "3", "--run", "p/r", *store)
     assert shown == data(root, "show", "3", "--run", "p/r")
@@ -67,6 +67,46 @@ def test_push_list_verify_show_and_pull(root: Path, tmp_path: Path) -> None:
     missing = run(root, "pull", "--run", "p/r", *store, "--step", "9")
     assert isinstance(missing.exception, CheckpointNotFoundError)
     assert "no step 9 of run p/r; its steps: 0, 1, 2, 3, 4" in str(missing.exception)
+
+
+def test_what_is_not_there_is_named_with_the_nearest_that_is(root: Path, tmp_path: Path) -> None:
+    """A misspelt run must not look like one that is empty, least of all like one that was verified."""
+    store = ("--store", (tmp_path / "store").as_uri())
+    run(root, "push", "--run", "p/r", *store)
+    here = f"there is no run 'p/R' in {root}; did you mean 'p/r'? known: p/r"
+    there = "the store has no checkpoint of run p/R; did you mean 'p/r'? known: p/r"
+    for arguments, message in (
+        (("list", "--run", "p/R"), here),
+        (("verify", "--run", "p/R"), here),
+        (("show", "3", "--run", "p/R"), here),
+        (("push", "--run", "p/R", *store), here),
+        (("delete", "--run", "p/R", "--step", "1"), here),
+        (("gc", "--run", "p/R"), here),
+        (("fork", "--from", "p/R@1", "--run", "p/new"), here),
+        (("fork", "--from", "/nowhere", "--run", "p/new"), "/nowhere is no run's directory; give <root>/<project>"),
+        (("list", "--run", "p/R", *store), there),
+        (("verify", "--run", "p/R", *store), there),
+        (("show", "3", "--run", "p/R", *store), there),
+        (("pull", "--run", "p/R", *store), there),
+        (("delete", "--run", "p/R", "--step", "1", *store), there),
+        (("fork", "--from", "p/R", "--run", "p/new", *store), there),
+        (("show", "9", "--run", "p/r"), "no step 9 of run p/r; its steps: 0, 1, 2, 3, 4"),
+        (("delete", "--run", "p/r", "--step", "1", "--step", "9"), "no step 9; its steps: 0, 1, 2, 3, 4; nothing was"),
+        (("delete", "--run", "p/r", "--step", "9", *store), "no step 9; its steps: 0, 1, 2, 3, 4; nothing was"),
+    ):
+        done = run(root, *arguments)
+        assert isinstance(done.exception, ConfigError | CheckpointNotFoundError), (arguments, done.output)
+        assert message in str(done.exception), arguments
+    assert steps(root) == [0, 1, 2, 3, 4]
+
+
+def test_a_run_below_one_of_several_roots_is_found(root: Path) -> None:
+    """As the demo leaves them: ``.art/demo-…/demo/models/…``."""
+    assert data(root.parent, "show", "3", "--run", "p/r")["manifest"]["step"] == 3
+    shutil.copytree(root, root.parent / "other")
+    done = run(root.parent, "show", "3", "--run", "p/r")
+    assert isinstance(done.exception, ConfigError)
+    assert "stands below each of" in str(done.exception) and str(root.parent / "other") in str(done.exception)
 
 
 def test_verify_finds_what_is_damaged_in_a_store(root: Path, tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""The runs of this machine, as the commands are told of them: by a path, and by ``<project>/<run>``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from art_core.cli.store import key_of
+from art_core.errors import ConfigError, nearest
+
+
+def find_runs(path: Path, run: str | None = None) -> list[Path]:
+    """Directories of the runs that a path stands for, by name.
+
+    Args:
+        path: A root, a run's directory, or its ``checkpoints``.
+        run: Only this one, ``<project>/<run>``.
+
+    Raises:
+        ConfigError: It is none of these, or it holds no such run.
+    """
+    path = path.absolute()
+    if path.name == "checkpoints" and path.is_dir():
+        runs = [path.parent]
+    elif (path / "checkpoints").is_dir():
+        runs = [path]
+    else:
+        # the second pattern: a directory of roots, as the demo leaves one for each of its runs
+        patterns = ("*/models/*/checkpoints", "*/*/models/*/checkpoints")
+        runs = sorted(each.parent for pattern in patterns for each in path.glob(pattern) if each.is_dir())
+    if not runs:
+        raise ConfigError(
+            f"there is no run in {path}; give --path a root (.art unless told otherwise), a run's directory "
+            f"(<root>/<project>/models/<run>) or its checkpoints directory"
+        )
+    return runs if run is None else _named(runs, str(key_of(run)), path)
+
+
+def find_run(path: Path, run: str) -> Path:
+    """The directory of one run.
+
+    Args:
+        path: As for `find_runs`.
+        run: ``<project>/<run>``.
+
+    Raises:
+        ConfigError: There is none, or more than one.
+    """
+    found = find_runs(path, run)
+    if len(found) > 1:
+        roots = ", ".join(str(each.parents[2]) for each in found)
+        raise ConfigError(f"run {run!r} stands below each of {roots}; give one of these as --path")
+    return found[0]
+
+
+def _named(runs: list[Path], run: str, path: Path) -> list[Path]:
+    names = {each: f"{each.parent.parent.name}/{each.name}" for each in runs}
+    found = [each for each, name in names.items() if name == run]
+    if not found:
+        raise ConfigError(f"there is no run {run!r} in {path}; {nearest(run, set(names.values()))}")
+    return found
