@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 
 from art_core.errors import PluginConflictError, PluginNotFoundError, nearest
 
 GROUP = "art_core"
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _log = logging.getLogger("art.plugins")
 
 
@@ -33,14 +35,23 @@ def find_entry(kind: str, name: str) -> EntryPoint:
     entries = installed()
     matches = [entry for entry in entries if entry.name == name]
     if not matches:
-        raise PluginNotFoundError(
-            f"{kind} {name!r} is not installed; {nearest(name, {entry.name for entry in entries})} "
-            f"(a plugin's distribution is called art-<name>: pip install art-{name})"
-        )
+        raise not_installed(kind, name, {entry.name for entry in entries})
     if len(matches) > 1:
         owners = ", ".join(sorted(distribution(entry) for entry in matches))
         raise PluginConflictError(f"plugin name {name!r} is offered by {owners}; uninstall all but one")
     return matches[0]
+
+
+def not_installed(kind: str, name: str, known: Iterable[str]) -> PluginNotFoundError:
+    """What is raised where nobody offers a name.
+
+    Args:
+        kind: What was looked for.
+        name: The name.
+        known: Those that would have been right.
+    """
+    hint = f" (a plugin's distribution is called art-<name>: pip install art-{name})" if _NAME.fullmatch(name) else ""
+    return PluginNotFoundError(f"{kind} {name!r} is not installed; {nearest(name, known)}{hint}")
 
 
 def distribution(entry: EntryPoint) -> str:

@@ -16,7 +16,7 @@ import pluggy
 
 from art_core import hookspecs
 from art_core.config import Environment, PartOptions
-from art_core.entry_point import distribution, find_entry, installed, version
+from art_core.entry_point import distribution, find_entry, installed, not_installed, version
 from art_core.environment import EnvironmentSpec, missing
 from art_core.errors import (
     PluginConflictError,
@@ -85,6 +85,8 @@ class Plugins:
             PluginLoadError: Its module can't be imported.
             PluginContractError: What it registers breaks the contract.
         """
+        if not any(entry.name == name for entry in installed()):
+            raise not_installed(kind, name, {part.name for part in self._installed_parts(kind)})
         self._load(kind, name)
         found = self._parts.get((kind, name))
         if found is None:
@@ -132,8 +134,7 @@ class Plugins:
     def candidates(self, kind: Kind) -> list[Candidate]:
         """Every part of that kind, the highest priority first (ties: by name), with why it can't work here."""
         if kind not in self._candidates:
-            parts = [part for report in self.report() for part in report.parts if isinstance(part, KINDS[kind])]
-            ranked = sorted(parts, key=lambda part: (-part.priority, part.name))
+            ranked = sorted(self._installed_parts(kind), key=lambda part: (-part.priority, part.name))
             self._candidates[kind] = [Candidate(part, self.unusable(part)) for part in ranked]
         return self._candidates[kind]
 
@@ -176,6 +177,9 @@ class Plugins:
             if part.environment is not None and found.setdefault(part.name, part.environment) != part.environment:
                 raise PluginContractError(f"the parts of plugin {part.name!r} declare different environments")
         return found
+
+    def _installed_parts(self, kind: Kind) -> list[Part]:
+        return [part for report in self.report() for part in report.parts if isinstance(part, KINDS[kind])]
 
     def _report(self, entry: EntryPoint) -> PluginReport:
         error = None

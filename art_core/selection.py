@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict
@@ -18,7 +19,7 @@ from pydantic import ConfigDict
 from art_core.capability import Capabilities
 from art_core.config import Environment, HostedOptions, PartOptions
 from art_core.entry_point import installed
-from art_core.errors import PluginContractError, PluginNotFoundError, PluginUnusableError
+from art_core.errors import ConfigError, PluginContractError, PluginNotFoundError, PluginUnusableError
 from art_core.part import (
     EnginePart,
     Part,
@@ -196,6 +197,8 @@ def _named(plugins: Plugins, kind: Kind, name: str, reason: str, given: Given | 
         scheme = name.partition("://")[0]
         part = plugins.part(kind, scheme if any(entry.name == scheme for entry in installed()) else ANY_URL)
         return Selected(part, part.options.parse({"url": name}), reason)
+    if kind == "store" and "/" in name:
+        raise ConfigError(f"store is {name!r}; a directory is named by its URL: {Path(name).absolute().as_uri()}")
     part = plugins.part(kind, name)
     return Selected(part, part.options(), reason)
 

@@ -38,6 +38,16 @@ def test_an_unknown_name_suggests_the_nearest(site: Path) -> None:
         Plugins().part("store", "tap")
 
 
+def test_an_unknown_name_is_compared_with_parts_of_its_kind(site: Path) -> None:
+    """A store is no answer to who misspelt an engine."""
+    install(site, "torhc", store("torhc"))
+    with pytest.raises(
+        PluginNotFoundError, match=r"engine 'torh' is not installed; did you mean 'torch'\? known: "
+    ) as e:
+        Plugins().part("engine", "torh")
+    assert "torhc" not in str(e.value) and "file" not in str(e.value)
+
+
 def test_a_plugin_of_another_kind(site: Path) -> None:
     with pytest.raises(PluginNotFoundError, match=r"offers no engine; it offers: store$"):
         Plugins().part("engine", "file")

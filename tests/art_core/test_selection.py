@@ -97,6 +97,13 @@ def test_a_named_part_that_can_not_work_is_refused_with_its_reason(monkeypatch: 
         selected("engine", None, engine="torch")
 
 
+def test_a_directory_as_a_store_is_told_its_url() -> None:
+    with pytest.raises(
+        ConfigError, match="store is '/mnt/my share'; a directory is named by its URL: file:///mnt/my%20"
+    ):
+        selected("store", "/mnt/my share")
+
+
 async def test_objects_of_the_callers_are_used_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     engine, checkpoints = Mine(), FileStore(tmp_path)
     choice = Choice(
