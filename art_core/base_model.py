@@ -38,6 +38,9 @@ class ModelInfo:
     """The Jinja template in force, None where the model has none."""
     dtype: str
     """Compute type of the base weights, e.g. ``"float32"``."""
+    files_seen: bool = True
+    """Whether who says this has seen the files that `identity` digests. False for a server that somebody else runs, out
+    of sight: then its answers are held against the trainer's."""
 
 
 def base_digest(directory: Path) -> str:

@@ -17,7 +17,7 @@ from art_core.errors import ConfigError, RunError, StoreError
 from art_core.fork import ForkSource, ForkTarget, find_fit, staged_fork
 from art_core.local_store import LocalStore
 from art_core.policy import ProofKind, PublishedPolicy
-from art_core.preparation import Prepared, prepare, prepare_supervised, warn_of_disagreement
+from art_core.preparation import Prepared, judge_agreement, prepare, prepare_supervised
 from art_core.proof import behaviour
 from art_core.publication import Publication, publication_metrics, publish_elsewhere
 from art_core.step import Probe, StepConfig, StepResult
@@ -82,7 +82,7 @@ async def _step(backend: Backend, prepared: Callable[[int], Awaitable[Prepared]]
     with _stage(timings, backend, "train", step):
         backend.position.step = None
         result = await backend.trainer.step(batch, config)
-        warn_of_disagreement(backend, batch, result, previous.step)
+        judge_agreement(backend, batch, result, previous.step)
     with _stage(timings, backend, "save", step):
         directory = run.stage()
         await backend.trainer.save(directory)

@@ -15,8 +15,8 @@ from art_core.backend import Backend
 from art_core.batch import TrainBatch, make_batch
 from art_core.capability import Capability
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, verify
-from art_core.errors import CheckpointNotFoundError, ConfigError
-from art_core.proof import disagreement
+from art_core.errors import CheckpointNotFoundError, ConfigError, StaleWeightsError
+from art_core.proof import another_base, disagreement
 from art_core.run import RunDirectory
 from art_core.step import StepConfig, StepResult
 from art_core.supervised import (
@@ -138,18 +138,30 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def warn_of_disagreement(backend: Backend, batch: TrainBatch, result: StepResult, held_step: int) -> None:
-    """Say once a backend where engine and trainer compute different functions.
+def judge_agreement(backend: Backend, batch: TrainBatch, result: StepResult, held_step: int) -> None:
+    """Say once a backend where engine and trainer compute different functions; refuse it where it shows another base.
 
     Args:
         backend: Whose engine and trainer.
         batch: What was trained on.
         result: ``offpolicy/engine_logprob_gap`` on the batch's newest policy, where the trainer measures it.
         held_step: Whose weights the trainer held: a batch without tokens of it says nothing.
+
+    Raises:
+        StaleWeightsError: Nobody could compare the base model's files, and these are others.
     """
     gap = result.metrics.get("offpolicy/engine_logprob_gap")
     if gap is None or int(batch.policy_steps_BT.max()) != held_step or backend.position.disagreed:
         return
-    if (told := disagreement(gap, backend.model.dtype, backend.trainer_info.model.dtype)) is not None:
-        backend.position.disagreed = True
-        _log.warning("run %r: %s", backend.spec.run.name, told)
+    dtypes = backend.model.dtype, backend.trainer_info.model.dtype
+    if (told := disagreement(gap, *dtypes)) is None:
+        return
+    if not backend.model.files_seen and another_base(gap, *dtypes):
+        raise StaleWeightsError(
+            f"engine {backend.parts.engine_name!r} serves another base model than {backend.model.identity.name!r} is "
+            f"here: with the same adapter the logprobs of what it sampled differ by {gap:.3g} nats on average from the "
+            f"trainer's, which neither rounding nor quantising explains; start it with the same files. The step was "
+            f"not stored, and step {held_step} goes on serving"
+        )
+    backend.position.disagreed = True
+    _log.warning("run %r: %s", backend.spec.run.name, told)

@@ -29,6 +29,9 @@ AGREEMENT_NATS = {True: 0.01, False: 0.1}
 """Mean difference of engine's and trainer's logprobs that rounding explains, where both compute in float32 and where
 one does not. Seen on a 135M model at temperature 1: float32 against float32 1e-5, float16 0.005, bfloat16 0.036; int8
 weights 0.04, int4 weights 1.0, the weights with 2% of noise 0.14."""
+ANOTHER_BASE_NATS = {True: 0.1, False: 2.0}
+"""The same, beyond which another base model is the only explanation left. Where not all is float32 it is above what
+four bits do: a quantised base and one that was trained further look alike below that."""
 
 
 def behaviour(
@@ -92,6 +95,11 @@ def disagreement(gap_nats: float, engine_dtype: str, trainer_dtype: str) -> str 
         f"{allowed:g}. Every step is off-policy by as much. Give both the same base model, quantised alike or not at "
         f"all; precalculate_logprobs=True with truncated_importance_sampling=2.0 bounds what the difference does"
     )
+
+
+def another_base(gap_nats: float, engine_dtype: str, trainer_dtype: str) -> bool:
+    """Whether a difference, as `disagreement` takes it, shows that engine and trainer hold different base models."""
+    return gap_nats > ANOTHER_BASE_NATS[engine_dtype == trainer_dtype == "float32"]
 
 
 def _mean(difference: NDArray[np.float64]) -> float:

@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from art_core.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
     ConfigError,
+    StaleWeightsError,
     TokenizationError,
     TrajectoryError,
 )
@@ -282,3 +284,21 @@ async def test_an_engine_that_computes_another_function_is_told_of_once(
     told = [record.getMessage() for record in caplog.records if "different functions" in record.getMessage()]
     assert len(told) == 1
     assert "engine (float32) and trainer (float32) compute different functions" in told[0]
+
+
+async def test_it_is_refused_where_nobody_saw_the_engine_s_base_model(
+    tiny: Real, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a server that somebody else runs; the heavy tests of vLLM have one with other weights."""
+    made, held = await groups(tiny), await tiny.model.get_step()
+    for group in made:
+        for trajectory in group:
+            trajectory.messages_and_choices[-1].model_extra["temperature"] = 0.2
+    session = tiny.backend._sessions[tiny.model.project, tiny.model.name]
+    unseen = replace(session.backend, model=replace(session.backend.model, files_seen=False))
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "backend", unseen)
+        with pytest.raises(StaleWeightsError, match=r"serves another base model .*The step was not stored"):
+            await tiny.backend.train(tiny.model, made)
+    assert await tiny.model.get_step() == held
+    assert (await tiny.backend.train(tiny.model, await groups(tiny))).step == held + 1

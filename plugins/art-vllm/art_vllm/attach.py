@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,23 +88,30 @@ async def attach(options: VllmOptions, spec: EngineSpec, timeouts: Timeouts) -> 
     model = await asyncio.to_thread(_model, options, spec, directory, served.context_tokens)
     await require_vocabulary(server, spec.base_name, model.vocab_size, timeouts)
     api = Api(server, timeouts, own=False)
-    await _require_base(api, served, runtime, model.identity)
+    model = replace(model, files_seen=await _require_base(api, served, runtime, model.identity))
     return api, Endpoint(url, runtime.api_key or "", model, options.max_loras), directory
 
 
-async def _require_base(api: Api, served: Served, runtime: Runtime, own: BaseIdentity) -> None:
-    """Compare the base model's files where they can be seen: by the workers, or here on one file system with them."""
+async def _require_base(api: Api, served: Served, runtime: Runtime, own: BaseIdentity) -> bool:
+    """Compare the base model's files where they can be seen: by the workers, or here, under our name for them.
+
+    Returns:
+        Whether they could be seen.
+    """
+    paths = Paths.of(runtime)
+    here = paths.from_server(served.root)
     if runtime.worker_extension:
         digests = {each["digest"] for each in await api.call_workers("art_base")} - {None}
-    elif runtime.server_checkpoint_root is None and served.root.is_dir():
-        digests = {await asyncio.to_thread(base_digest, served.root)}
+    elif (paths.there is None or served.root.is_relative_to(paths.there)) and here.is_dir():
+        digests = {await asyncio.to_thread(base_digest, here)}
     else:
-        return
+        return False
     if digests - {own.digest}:
         raise ConfigError(
             f"the vLLM server at {api.server.base_url} serves other files than the base model {own.name!r} has here "
             f"({served.root}: digest {min(digests)[:12]}, here {own.digest[:12]}); start it with the same files"
         )
+    return bool(digests)
 
 
 def _model(options: VllmOptions, spec: EngineSpec, directory: Path, context_tokens: int) -> ModelInfo:

@@ -23,6 +23,7 @@ from art_vllm.engine import VllmEngine
 from art_vllm.options import Runtime, VllmOptions
 from art_vllm.plugin import capabilities
 from art_vllm.requirement import ENVIRONMENT
+from safetensors.numpy import load_file, save_file
 
 import art
 from art.local import LocalBackend
@@ -36,6 +37,7 @@ from art_core.errors import (
     EngineError,
     EngineStartError,
     EngineUnavailableError,
+    StaleWeightsError,
 )
 from art_core.policy import ProofKind
 from art_core.process import Child
@@ -111,7 +113,7 @@ async def stock(
         port = free.getsockname()[1]
     serve = [python, "-m", "vllm.entrypoints.openai.api_server", f"--model={vllm_tool_model}", f"--port={port}"]
     serve += [f"--api-key={KEY}", "--host=127.0.0.1", f"--worker-extension-cls={EXTENSION}", *FLAGS.split()]
-    serve += ["--served-model-name", "base", str(vllm_tool_model)]
+    serve += ["--served-model-name", "base", str(vllm_tool_model), str(root / "retrained")]
     if subprocess.run(["unshare", "-m", "true"], check=False).returncode == 0:
         there.mkdir()
         serve = ["unshare", "-m", "sh", "-c", ELSEWHERE, str(here), str(there), *serve]
@@ -239,6 +241,31 @@ async def test_a_server_that_can_not_serve_it_is_refused_before_anything_is_load
             await engine.start(spec)
     with pytest.raises(EngineStartError, match=r"not healthy within 0.2 s: .*; start it, or correct"):
         await stock.engine(server_url="http://127.0.0.1:9", health_timeout_s=0.2).start(stock.spec())
+
+
+async def test_other_weights_of_the_same_shape_are_found_out(stock: Stock, tmp_path: Path) -> None:
+    """Where both see one directory, before anything is loaded; else by the first step, which is not stored."""
+    base = Path(shutil.copytree(stock.model, stock.here.parent / "retrained"))
+    noise = np.random.default_rng(1)
+    tensors = load_file(base / "model.safetensors")
+    scaled = {
+        name: each * (1 + 0.2 * noise.standard_normal(each.shape)).astype(each.dtype) for name, each in tensors.items()
+    }
+    save_file(scaled, base / "model.safetensors", {"format": "pt"})
+    roots = {"local_checkpoint_root": str(base), "server_checkpoint_root": str(stock.model)}
+    with pytest.raises(ConfigError, match="serves other files than the base model"):
+        await stock.engine(**roots).start(stock.spec(base, name=str(base)))
+
+    config: Any = {"vllm_runtime": stock.runtime().model_dump()}
+    model = art.TrainableModel(name="w", project="p", base_model=str(base), _internal_config=config)
+    async with LocalBackend(path=stock.here, trainer="torch") as door:
+        await model.register(door)
+        groups = await gather(model, by_length)
+        for _ in range(2):
+            with pytest.raises(StaleWeightsError, match=r"serves another base model than .*retrained"):
+                await door.train(model, groups, learning_rate=1e-3)
+        assert await model.get_step() == 0
+    assert not await stock.adapters()
 
 
 async def test_what_it_has_lost_is_found_out_and_the_next_start_finds_it_empty(stock: Stock) -> None:
