@@ -200,8 +200,9 @@ async def check(line: Line, answers: list[Streamed], sample: list[Streamed]) -> 
         await line.engine.load_adapter("check@1", line.stored[step])
         sequence = np.asarray(seen.prompt + seen.tokens, np.int32)
         row = (await line.engine.score("check@1", [sequence]))[0][len(seen.prompt) :]
-        farthest = max(farthest, float(np.abs(row - np.asarray(seen.logprobs)).max()))
-        assert farthest <= TOLERANCE_NATS, (step, farthest)
+        off = float(np.abs(row - np.asarray(seen.logprobs)).max())
+        assert off <= TOLERANCE_NATS, (step, off)
+        farthest = max(farthest, off)
         await line.engine.unload_adapter("check@1")
     return farthest
 

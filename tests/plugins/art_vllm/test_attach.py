@@ -252,7 +252,7 @@ async def test_other_weights_of_the_same_shape_are_found_out(stock: Stock, tmp_p
         name: each * (1 + 0.2 * noise.standard_normal(each.shape)).astype(each.dtype) for name, each in tensors.items()
     }
     save_file(scaled, base / "model.safetensors", {"format": "pt"})
-    roots = {"local_checkpoint_root": str(base), "server_checkpoint_root": str(stock.model)}
+    roots = dict.fromkeys(("local_checkpoint_root", "server_checkpoint_root"), str(stock.model.parent))
     with pytest.raises(ConfigError, match="serves other files than the base model"):
         await stock.engine(**roots).start(stock.spec(base, name=str(base)))
 
@@ -261,9 +261,8 @@ async def test_other_weights_of_the_same_shape_are_found_out(stock: Stock, tmp_p
     async with LocalBackend(path=stock.here, trainer="torch") as door:
         await model.register(door)
         groups = await gather(model, by_length)
-        for _ in range(2):
-            with pytest.raises(StaleWeightsError, match=r"serves another base model than .*retrained"):
-                await door.train(model, groups, learning_rate=1e-3)
+        with pytest.raises(StaleWeightsError, match=r"serves another base model than .*retrained"):
+            await door.train(model, groups, learning_rate=1e-3)
         assert await model.get_step() == 0
     assert not await stock.adapters()
 
