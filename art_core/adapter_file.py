@@ -11,7 +11,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ _LIMIT_BYTES = 16 << 30
 """Of an adapter whose base is not at hand."""
 _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 _IN_A_LAYER = re.compile(r"\.\d+\..+\.weight$")
+_LAYER = re.compile(r"\.(\d+)\.")
 _REFUSED = {
     "use_dora": False,
     "lora_bias": False,
@@ -123,6 +124,8 @@ def read_adapter(directory: Path, sites: Mapping[str, Site] | None, lora_rank: i
     pairs = _pair(_tensors(read_bytes(directory / ADAPTER, _largest_bytes(sites, lora_rank))))
     for name, pair in pairs.items():
         _check_pair(name, pair, _own_site(pair) if sites is None else sites.get(name), rank)
+    if sites is not None and config.get("layers_to_transform") is None:
+        _require_every_layer(pairs, sites)
     scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
     return AdapterFile(rank, scale, pairs)
 
@@ -254,6 +257,27 @@ def _check_pair(name: str, pair: tuple[RawTensor, RawTensor], site: Site | None,
             raise _corrupt(f"{what} has {len(tensor.data)} bytes; its shape {shape} as {tensor.dtype} needs others")
         if not tensor.finite():
             raise _corrupt(f"{what} holds values that are not finite")
+
+
+def _require_every_layer(pairs: Collection[str], sites: Collection[str]) -> None:
+    """A module that is adapted in one layer is in all of its stack, but for layers at the end that nothing adapts.
+
+    Those may predict several tokens ahead: files hold them, and trainers don't load them.
+    """
+    last: dict[str, int] = {}
+    for stack, layer, _ in map(_place, pairs):
+        last[stack] = max(layer, last.get(stack, 0))
+    adapted = {(stack, module) for stack, _, module in map(_place, pairs)}
+    for name in sites:
+        stack, layer, module = _place(name)
+        if (stack, module) in adapted and layer <= last[stack] and name not in pairs:
+            raise _corrupt(f"{ADAPTER}: {PREFIX}{name} has no tensors, and {module} is adapted in other layers")
+
+
+def _place(name: str) -> tuple[str, int, str]:
+    """A module's stack of layers, its layer's number, and what it is called in there."""
+    stack, layer, module = _LAYER.split(name, maxsplit=1)
+    return stack, int(layer), module
 
 
 def _corrupt(message: str) -> CheckpointCorruptError:

@@ -100,6 +100,11 @@ def edit_config(directory: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def _without_a_module(tensors: Tensors) -> None:
+    for name in [name for name in tensors if ".0.self_attn.o_proj." in name]:
+        del tensors[name]
+
+
 def _first(tensors: Tensors, value: float) -> None:
     tensors[min(tensors)][0, 0] = value
 
@@ -137,6 +142,7 @@ DAMAGES: Mapping[str, Callable[[Path], object]] = {
     "a tensor of another shape": lambda d: edit_tensors(d, _narrow),
     "a rank that is not the tensors'": lambda d: edit_config(d, r=3),
     "a rank above the engine's": lambda d: edit_config(d, r=4096),
+    "a layer without a module's tensors": lambda d: edit_tensors(d, _without_a_module),
     "an A without its B": lambda d: edit_tensors(d, lambda tensors: tensors.pop(sorted(tensors)[1])),
     "a module that the base model lacks": lambda d: edit_tensors(d, _foreign),
     "half a file": _cut,
