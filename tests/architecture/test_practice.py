@@ -12,6 +12,7 @@ from tests.architecture.source import CORE, ROOT, name, python_files, tree
 
 POLLS: dict[str, str] = {
     "art_core/client/retry.py attempt": "decorates functions of the program's own that block",
+    "art_core/testing/condition.py until": "what a test looks at can't be awaited",
 }
 """``file function``: why it can't wait for an event and polls instead."""
 

@@ -26,6 +26,8 @@ class MortalEngine(NumpyEngine):
     failing_starts: int = 0
     silent: Exception | None = None
     looks: int = 0
+    starts_before: int = 1
+    """Starts before it was killed last."""
     starting: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a start begins."""
     may_start: asyncio.Event = field(default_factory=asyncio.Event)
@@ -48,6 +50,10 @@ class MortalEngine(NumpyEngine):
 
     async def kill(self) -> None:
         """Die: nothing answers any more, every slot is gone."""
+        self.starts_before = self.starts
+        await self.stop()
+
+    async def stop(self) -> None:
         self.dead = True
         self.starting.clear()
         self.slots.clear()
@@ -73,9 +79,6 @@ class MortalEngine(NumpyEngine):
         await super().unload_adapter(name)
         assert self.http is not None
         self.http.adapters.discard(name)
-
-    async def stop(self) -> None:
-        await self.kill()
 
 
 SILENT = EngineUnavailableError("no answer within 5 s")

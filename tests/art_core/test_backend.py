@@ -129,7 +129,7 @@ async def test_a_step_that_is_not_stored_or_was_never_served_is_refused(backend:
 async def test_a_served_step_is_leased_while_another_is_trained(backend: Backend, run: Run) -> None:
     await served(backend, run, 4)
     async with backend.lock:  # as `train` holds it
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             lease = await hold(backend, 2)
         waiting = asyncio.ensure_future(hold(backend, 0))
         await asyncio.sleep(0)

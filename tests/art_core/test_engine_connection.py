@@ -11,6 +11,7 @@ import pytest
 
 from art_core.engine_connection import _HIGH_BYTES, Connection, ConnectionPool, Origin
 from art_core.errors import EngineUnavailableError
+from art_core.testing.condition import until
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -64,7 +65,7 @@ def answering(answer: bytes, *, bytewise: bool = False) -> Script:
     return script
 
 
-POOL_S = 5.0
+POOL_S = 60.0
 
 
 @pytest.mark.parametrize("bytewise", [False, True])
@@ -158,16 +159,22 @@ async def test_what_came_of_a_body_that_breaks_off_is_handed_on_first(rest: byte
     assert got.startswith(b"abc")
 
 
-async def test_silence_is_given_up_and_a_slow_answer_is_not() -> None:
-    silent = asyncio.Event()
+async def test_silence_is_given_up_and_a_slow_answer_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that stands still but for what the engine's script says."""
+    loop, now_s, came, given_up = asyncio.get_running_loop(), [0.0], asyncio.Event(), asyncio.Event()
+    now_s[0] = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now_s[0])
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request(reader)
         writer.write(CHUNKED)
         for _ in range(4):
-            await asyncio.sleep(0.15)
+            now_s[0] += 0.3
             writer.write(b"1\r\na\r\n")
-        await silent.wait()
+            await came.wait()
+            came.clear()
+        now_s[0] += 0.5
+        await given_up.wait()
 
     pool, got = ConnectionPool(POOL_S, 0.4), b""
     async with serving(script) as (origin, _):
@@ -177,7 +184,8 @@ async def test_silence_is_given_up_and_a_slow_answer_is_not() -> None:
         with pytest.raises(EngineUnavailableError, match=r"nothing came for 0\.4 s"):
             async for data in connection.body():
                 got += data
-        silent.set()
+                came.set()
+        given_up.set()
     assert got == b"aaaa"
 
 
@@ -194,7 +202,7 @@ async def test_a_body_that_is_not_taken_holds_the_engine_back() -> None:
             await writer.drain()
         writer.write(b"0\r\n\r\n")
 
-    pool = ConnectionPool(POOL_S, 1)
+    pool = ConnectionPool(POOL_S, POOL_S)
     async with serving(script) as (origin, _):
         connection = await pool.take(origin)
         connection.request(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n", b"")
@@ -218,8 +226,7 @@ async def test_a_connection_on_which_reading_stopped_is_not_kept(more: int) -> N
     async with serving(answering(answer)) as (origin, _):
         connection = await pool.take(origin)
         connection.request(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n", b"")
-        while not connection._answer.whole:
-            await asyncio.sleep(0)
+        await until(lambda: connection._answer.whole, "the answer is here")
         assert connection.reusable is (more == 0)
         pool.give(origin, connection)
         assert len((await ask(pool, origin))[1]) == size
@@ -234,8 +241,7 @@ async def test_an_engine_that_closed_a_kept_connection_is_asked_over_a_new_one()
     async with serving(script) as (origin, connections):
         connection, _ = await ask(pool, origin)
         pool.give(origin, connection)
-        while not connection.closed:
-            await asyncio.sleep(0)
+        await until(lambda: connection.closed, "the kept connection is closed")
         assert (await ask(pool, origin))[1] == b"abc"
         assert len(connections) == 2
 

@@ -13,6 +13,7 @@ import pytest
 
 from art_core.guard import guarded
 from art_core.process import Child
+from art_core.testing.condition import LONGEST_S, until
 
 OWNER = """
 import sys
@@ -42,7 +43,7 @@ def test_what_still_runs_at_the_blocks_end_is_ended() -> None:
     with guarded(TWO_PROCESSES, {}) as process:
         assert process.stdout is not None
         processes = [psutil.Process(int(word)) for word in process.stdout.readline().split()]
-    assert psutil.wait_procs(processes, 5)[1] == []
+    assert psutil.wait_procs(processes, LONGEST_S)[1] == []
 
 
 def test_an_owner_killed_with_9_leaves_nothing() -> None:
@@ -53,7 +54,7 @@ def test_an_owner_killed_with_9_leaves_nothing() -> None:
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    assert psutil.wait_procs(processes, 5)[1] == []
+    assert psutil.wait_procs(processes, LONGEST_S)[1] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -62,8 +63,7 @@ async def test_the_command_answers_a_signal_in_its_own_way(number: signal.Signal
     trap = f"trap 'echo farewell; exit 5' {number.value}; echo ready; while :; do sleep 0.01; done"
     command = [sys.executable, "-P", "-m", "art_core.guard", "/bin/sh", "-c", trap]
     child = await Child.launch(command, log_path=tmp_path / "log")
-    while "ready" not in (tmp_path / "log").read_text():
-        assert child.alive
+    await until(lambda: "ready" in (tmp_path / "log").read_text(), "the command runs")
     os.killpg(child.pid, number)
     assert await child.exited() == 5
     assert "farewell" in (tmp_path / "log").read_text().split()

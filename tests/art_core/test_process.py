@@ -15,6 +15,7 @@ import pytest
 
 from art_core.disk import remove_directory
 from art_core.process import Child, ProcessDiedError, ProcessError, ProcessTimeoutError
+from art_core.testing.condition import LONGEST_S, until
 
 PREAMBLE = "import os, signal, subprocess, sys, time\nfrom art_core.process import announce, attach_owner\n"
 WAIT = "threading_wait = __import__('threading').Event().wait; threading_wait()"
@@ -26,7 +27,7 @@ from art_core.process import Child
 
 async def main():
     child = await Child.launch([sys.executable, "-c", sys.argv[1]], log_path=Path(sys.argv[2]))
-    print(child.pid, (await child.ready(30))["grandchild"], flush=True)
+    print(child.pid, (await child.ready(600))["grandchild"], flush=True)
 
 thread = threading.Thread(target=lambda: asyncio.run(main()))
 thread.start(); thread.join()
@@ -48,14 +49,19 @@ async def launch(tmp_path: Path, code: str, **kwargs: object) -> Child:
 
 async def gone(pid: int) -> None:
     """Wait until no process of that id runs (a zombie that nobody reaps counts as ended)."""
-    async with asyncio.timeout(10):
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            await asyncio.sleep(0.005)
+    await until(lambda: ended(pid), f"process {pid} ends")
+
+
+def ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 async def test_announces_its_data_and_stops(tmp_path: Path) -> None:
     child = await launch(tmp_path, f"attach_owner(); print('hello'); announce({{'port': 7, 'é': [1.5]}})\n{WAIT}")
-    assert await child.ready(30) == {"port": 7, "é": [1.5]}
+    assert await child.ready(LONGEST_S) == {"port": 7, "é": [1.5]}
     assert child.alive
     assert await child.stop(10) == -signal.SIGTERM
     assert not child.alive
@@ -71,7 +77,7 @@ async def test_environment_is_added_to_and_the_own_one_is_kept(tmp_path: Path, m
         " **{k: os.environ[k] for k in ('ART_TEST_INHERITED', 'ADDED')}})"
     )
     child = await launch(tmp_path, code, env={"ADDED": "too"})
-    assert await child.ready(30) == {"fds": None, "stdin": "", "ART_TEST_INHERITED": "yes", "ADDED": "too"}
+    assert await child.ready(LONGEST_S) == {"fds": None, "stdin": "", "ART_TEST_INHERITED": "yes", "ADDED": "too"}
     assert await child.exited() == 0
     assert dict(os.environ) == before
 
@@ -79,21 +85,19 @@ async def test_environment_is_added_to_and_the_own_one_is_kept(tmp_path: Path, m
 async def test_death_before_ready_carries_status_and_log(tmp_path: Path) -> None:
     child = await launch(tmp_path, "attach_owner(); print('no such model', file=sys.stderr); sys.exit(3)")
     with pytest.raises(ProcessDiedError, match=r"ended with exit status 3; last lines of .*\nno such model") as caught:
-        await child.ready(30)
+        await child.ready(LONGEST_S)
     assert caught.value.status == 3
 
 
 async def test_death_by_signal_is_named(tmp_path: Path) -> None:
     child = await launch(tmp_path, "attach_owner(); os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(ProcessDiedError, match="was killed by SIGSEGV"):
-        await child.ready(30)
+        await child.ready(LONGEST_S)
 
 
 async def test_late_child_is_a_timeout_and_still_runs(tmp_path: Path) -> None:
     child = await launch(tmp_path, f"attach_owner(); print('loading', flush=True)\n{WAIT}")
-    async with asyncio.timeout(30):
-        while "loading" not in child.log_tail():
-            await asyncio.sleep(0.01)
+    await until(lambda: "loading" in child.log_tail(), "the child loads")
     with pytest.raises(ProcessTimeoutError, match=r"not ready within 0.01 s; last lines of .*\nloading"):
         await child.ready(0.01)
     assert child.alive
@@ -130,16 +134,16 @@ async def test_stop_kills_what_ignores_sigterm_and_its_children(tmp_path: Path) 
         f"announce({{'grandchild': grandchild.pid}})\n{WAIT}"
     )
     child = await launch(tmp_path, code)
-    grandchild = (await child.ready(30))["grandchild"]
+    grandchild = (await child.ready(LONGEST_S))["grandchild"]
     assert await child.stop(0.1) == -signal.SIGKILL
     await gone(grandchild)
 
 
 async def test_a_child_that_dies_takes_its_children_along(tmp_path: Path) -> None:
     child = await launch(tmp_path, FAMILY.removeprefix(PREAMBLE))
-    grandchild = (await child.ready(30))["grandchild"]
+    grandchild = (await child.ready(LONGEST_S))["grandchild"]
     os.kill(child.pid, signal.SIGKILL)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(LONGEST_S):
         assert await child.exited() == -signal.SIGKILL
     await gone(grandchild)
 
@@ -148,19 +152,19 @@ async def test_a_cancelled_stop_kills_at_once(tmp_path: Path) -> None:
     child = await launch(
         tmp_path, f"attach_owner(); signal.signal(signal.SIGTERM, signal.SIG_IGN); announce({{}})\n{WAIT}"
     )
-    await child.ready(30)
+    await child.ready(LONGEST_S)
     stopping = asyncio.create_task(child.stop(3600))
     await asyncio.sleep(0)
     stopping.cancel()
     with pytest.raises(asyncio.CancelledError):
         await stopping
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LONGEST_S):
         assert await child.exited() == -signal.SIGKILL
 
 
 async def test_a_cancelled_waiter_leaves_the_others_waiting(tmp_path: Path) -> None:
     child = await launch(tmp_path, f"attach_owner(); announce({{}})\n{WAIT}")
-    await child.ready(30)
+    await child.ready(LONGEST_S)
     first, second = asyncio.create_task(child.exited()), asyncio.create_task(child.exited())
     await asyncio.sleep(0)
     first.cancel()
@@ -189,7 +193,7 @@ async def test_a_private_directory_goes_with_the_child_that_made_it(tmp_path: Pa
     private = tmp_path / "private"
     code = f"from pathlib import Path; attach_owner(private=Path({str(private)!r})); announce({{'grandchild': 0}})\n"
     child = await launch(tmp_path, code + f"(Path({str(private)!r}) / 'socket').touch()\n{WAIT}")
-    await child.ready(30)
+    await child.ready(LONGEST_S)
     assert private.stat().st_mode & 0o777 == 0o700
     assert await child.stop(10) == -signal.SIGTERM
     assert not private.exists()
@@ -257,11 +261,10 @@ async def test_no_descriptor_and_no_thread_is_left(tmp_path: Path) -> None:
     fds, threads = psutil.Process().num_fds(), threading.active_count()
     for _ in range(3):
         child = await launch(tmp_path, f"attach_owner(); announce({{}})\n{WAIT}")
-        await child.ready(30)
+        await child.ready(LONGEST_S)
         await child.stop(10)
-    async with asyncio.timeout(5):
-        while (psutil.Process().num_fds(), threading.active_count()) != (fds, threads):
-            await asyncio.sleep(0.005)
+    await until(lambda: psutil.Process().num_fds() <= fds, "no descriptor is left")
+    await until(lambda: threading.active_count() <= threads, "no thread is left")
 
 
 def test_a_directory_that_is_filled_while_it_is_removed_is_removed_all_the_same(

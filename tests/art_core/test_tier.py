@@ -28,6 +28,7 @@ from art_core.local_store import LocalStore
 from art_core.retention import Retention
 from art_core.run import RunDirectory
 from art_core.run_key import RunKey
+from art_core.testing.condition import LONGEST_S, until
 from art_core.tier import MAX_LAG_STEPS, Durable, TieredStore
 from tests.art_core.faulty_store import FaultyStore
 from tests.staged import BASE, stage_step, write_step_files
@@ -57,7 +58,10 @@ async def machine(tmp_path: Path, remote: FaultyStore) -> AsyncIterator[Machine]
     def make(name: str = "one", durable: Durable = "local", **given: Any) -> TieredStore:
         lora = given.get("lora", LoRAConfig())
         run = RunDirectory.create_or_open(tmp_path / name, KEY.project, KEY.run, "tiny", lora)
-        timeouts, retention = given.get("timeouts", Timeouts(store_wait_s=10)), given.get("retention", Retention())
+        timeouts, retention = (
+            given.get("timeouts", Timeouts(store_wait_s=LONGEST_S)),
+            given.get("retention", Retention()),
+        )
         store = TieredStore(run, given.get("remote", remote), durable, timeouts, retention)
         made.append((store, run))
         return store
@@ -80,9 +84,7 @@ async def held(remote: FileStore) -> list[int]:
 
 async def copied(store: TieredStore) -> None:
     """Wait until all is copied."""
-    async with asyncio.timeout(10):
-        while store.metrics()["store/lag_steps"]:
-            await asyncio.sleep(0.005)
+    await until(lambda: not store.metrics()["store/lag_steps"], "all is copied")
 
 
 async def left(store: TieredStore) -> None:
@@ -106,7 +108,7 @@ async def test_steps_are_copied_in_order_behind_the_training(machine: Machine, r
     store = machine()
     await store.open("tiny")
     remote.gate.clear()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(LONGEST_S):
         for step in range(3):
             stored = await commit(store, step)
             await store.settle()
@@ -145,6 +147,7 @@ async def test_durable_remote_gives_up_with_a_retryable_error(machine: Machine, 
         await store.settle()
     assert await store.list() == [stored]
     remote.errors.clear()
+    store.timeouts = Timeouts(store_wait_s=LONGEST_S)
     await store.settle()
     assert await held(remote) == [0]
 
@@ -189,6 +192,7 @@ async def test_training_waits_while_too_many_steps_are_not_copied(machine: Machi
         await commit(store, step)
     with pytest.raises(StoreUnavailableError, match=f"{MAX_LAG_STEPS} steps were not copied"):
         await store.ready()
+    store.timeouts = Timeouts(store_wait_s=LONGEST_S)
     waiting = asyncio.create_task(store.ready())
     remote.gate.set()
     await waiting
@@ -250,7 +254,7 @@ async def test_two_machines_that_went_different_ways_are_told(machine: Machine, 
     await copied(two)
     await commit(one, 2)
     with pytest.raises(CommitConflictError, match="another checkpoint stands at"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LONGEST_S):
             while True:
                 await one.ready()
     await left(one)

@@ -34,6 +34,7 @@ from art_core.errors import (
 )
 from art_core.message import decode, encode, own_versions, skew
 from art_core.step import StepConfig
+from art_core.testing.condition import LONGEST_S, until
 from art_core.worker import TrainerWorker
 from tests.numpy_trainer import ASKING, FACTORY, SPEC, make_batch
 
@@ -97,9 +98,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Trai
 
 
 async def logged(log: Path, text: str) -> None:
-    async with asyncio.timeout(20):
-        while text not in log.read_text():
-            await asyncio.sleep(0.005)
+    await until(lambda: text in log.read_text(), f"{log.name} says {text!r}")
 
 
 async def pid_of(worker: TrainerWorker) -> int:
@@ -211,17 +210,15 @@ def test_which_versions_fit() -> None:
         assert skew(own, {k: v for k, v in own.items() if k != name}) == f"{name} is {own[name]} here and none there"
 
 
-async def test_kill_9_mid_step_is_noticed_at_once(worker: TrainerWorker, tmp_path: Path) -> None:
+async def test_kill_9_mid_step_is_noticed(worker: TrainerWorker, tmp_path: Path) -> None:
     pid = await pid_of(worker)
     step = asyncio.create_task(worker.step(make_batch(), asking("block")))
     await logged(tmp_path / "logs" / "trainer.log", "waiting")
     os.kill(pid, signal.SIGKILL)
-    start = time.perf_counter()
     with pytest.raises(
         TrainerUnavailableError, match=r"(?s)was killed by SIGKILL; last lines of .*trainer.log:\n.*waiting"
     ):
         await step
-    assert time.perf_counter() - start < 2
     with pytest.raises(TrainerUnavailableError, match="was killed by SIGKILL"):
         await worker.step(make_batch(), StepConfig())
     with pytest.raises(TrainerUnavailableError):
@@ -234,7 +231,7 @@ async def test_a_worker_that_exits_mid_step_shows_status_and_log(worker: Trainer
 
 
 @pytest.mark.parametrize("call", ["save", "offload", "onload"])
-async def test_kill_9_in_any_call_is_noticed_at_once_and_it_starts_again(
+async def test_kill_9_in_any_call_is_noticed_and_it_starts_again(
     make: Callable[..., TrainerWorker], tmp_path: Path, call: str
 ) -> None:
     worker = make(block_in=call)
@@ -244,10 +241,8 @@ async def test_kill_9_in_any_call_is_noticed_at_once_and_it_starts_again(
     running = asyncio.ensure_future(calls[call]())
     await logged(tmp_path / "logs" / "trainer.log", "waiting")
     os.kill(pid, signal.SIGKILL)
-    start = time.perf_counter()
     with pytest.raises(TrainerUnavailableError, match="was killed by SIGKILL"):
         await running
-    assert time.perf_counter() - start < 5
     assert await pid_of(worker) != pid
     assert (await worker.step(make_batch(), StepConfig())).metrics["steps"] == 1
 
@@ -257,9 +252,7 @@ async def test_its_log_lines_are_told_again_here(
 ) -> None:
     with caplog.at_level(logging.INFO, "art.trainer"):
         await worker.step(make_batch(), asking("log"))
-        async with asyncio.timeout(20):
-            while "last" not in caplog.text:
-                await asyncio.sleep(0.005)
+        await until(lambda: "last" in caplog.text, "the lines are told again")
     told = [(each.name, each.levelname, each.message) for each in caplog.records]
     assert told == [
         ("art.trainer", "INFO", "art.numpy: ours, é"),
@@ -313,7 +306,7 @@ async def test_a_call_cancelled_before_it_was_sent_is_never_made(shared: Trainer
         step.cancel()
         with pytest.raises(asyncio.CancelledError):
             await step
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LONGEST_S):
         assert (await shared.step(make_batch(), StepConfig())).metrics["steps"] == 1
 
 
@@ -337,12 +330,10 @@ async def test_a_start_that_is_cancelled_leaves_nothing(make: Callable[..., Trai
     before = {child.pid for child in psutil.Process().children()}
     worker = make(slow_start=True)
     start = asyncio.create_task(worker.start(SPEC, None))
-    async with asyncio.timeout(20):
-        while not (tmp_path / "logs" / "trainer.log").exists():
-            await asyncio.sleep(0.005)
+    await until((tmp_path / "logs" / "trainer.log").exists, "the process has its log")
     await logged(tmp_path / "logs" / "trainer.log", "loading")
     start.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LONGEST_S):
         with pytest.raises(asyncio.CancelledError):
             await start
     assert {child.pid for child in psutil.Process().children()} <= before
@@ -413,7 +404,7 @@ async def test_an_owner_killed_with_9_leaves_no_process(tmp_path: Path) -> None:
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    assert (await asyncio.to_thread(psutil.wait_procs, [child], 5))[1] == []
+    assert (await asyncio.to_thread(psutil.wait_procs, [child], LONGEST_S))[1] == []
     assert not sockets[0].exists()
 
 

@@ -10,18 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import openai
 import psutil
+import pytest
 
 import art
 from art.local import LocalBackend
 from art_core.backend import Backend
-from art_core.config import PartOptions
+from art_core.config import PartOptions, Timeouts
 from art_core.policy import ProofKind
 from art_core.process import Child
+from art_core.testing.condition import until
 from art_core.testing.family import descendants, survivors
 from tests.flow.agent import by_length, gather
 
-NOTICED_S = 2.0
+LOOKS = int(2.0 / Timeouts().health_s)
+"""Of these one must have found a dead engine, two seconds after it died: counted, because a machine that does much else
+takes its time for each."""
 PROJECT = "faults"
 
 
@@ -51,15 +56,44 @@ class Life:
 
     async def noticed(self, killed: psutil.Process) -> float:
         """Kill it, and wait until core knows and the engine has been taken down; seconds until core knew."""
-        before, start = self.processes, time.perf_counter()
-        engine: Any = self.backend.engine
-        running = engine._running
-        killed.kill()
-        while engine._running is running:
-            await asyncio.sleep(0)
-            assert time.perf_counter() - start < NOTICED_S
-        noticed_s = time.perf_counter() - start
-        assert not await survivors(before, timeout_s=15), "no process of the engine outlives another"
+        before, looks, engine = self.processes, list[float](), self.backend.engine
+        running, look = engine._running, engine.health  # type: ignore[attr-defined]
+
+        async def counted() -> Any:
+            looks.append(time.perf_counter())
+            return await look()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "health", counted)
+            start = time.perf_counter()
+            killed.kill()
+            await until(lambda: engine._running is not running, "a killed process is noticed")  # type: ignore[attr-defined]
+            noticed_s = time.perf_counter() - start
+        assert len(looks) <= LOOKS
+        assert not await survivors(before, timeout_s=60), "no process of the engine outlives another"
+        return noticed_s
+
+    async def noticed_at_work(self, title: str, count: int = 3) -> float:
+        """Kill the engine's process that is called so while it is at one answer and others wait; as `noticed`.
+
+        It is suspended once the first token has come, so that none of them can end by itself, however fast it is.
+        """
+        process, fields = self.one(title), {"max_tokens": 400, "extra_body": {"ignore_eos": True}}
+        begun = await self.ask(self.model.name, stream=True, **fields)
+        await anext(begun)
+        process.suspend()
+        rest = asyncio.create_task(finish(begun))
+        waiting = [asyncio.create_task(self.ask(self.model.name, **fields)) for _ in range(count)]
+
+        async def all_in() -> bool:
+            others = count + (not rest.done())
+            return (await self.backend.engine.health()).running_requests == others
+
+        await until(all_in, "the engine has all requests")
+        noticed_s = await self.noticed(process)
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(end, openai.APIError) for end in ends), ends
+        assert await rest in {"cut", "length"}
         return noticed_s
 
     async def ask(self, name: str, **fields: Any) -> Any:
@@ -67,14 +101,6 @@ class Life:
         messages = [{"role": "user", "content": "Hi"}]
         client = self.model.openai_client().with_options(max_retries=0)
         return await client.chat.completions.create(model=name, messages=messages, **{"max_tokens": 2, **fields})
-
-    async def generating(self, count: int) -> list[asyncio.Task[Any]]:
-        """Completions that the engine is at; none says its last word by itself before 400 tokens, a second's work."""
-        fields = {"max_tokens": 400, "extra_body": {"ignore_eos": True}}
-        answers = [asyncio.create_task(self.ask(self.model.name, **fields)) for _ in range(count)]
-        while (await self.backend.engine.health()).running_requests < count:
-            assert not any(answer.done() for answer in answers), answers
-        return answers
 
     async def train(self) -> int:
         """A step, which must be proved; its number."""
@@ -90,6 +116,17 @@ class Life:
         held = (await self.backend.engine.health()).adapters
         assert dict(held) == {policy.name: policy.stored.directory for policy in route.served.values()}
         assert (await self.ask(self.model.name)).model == route.policy.name
+
+
+async def finish(stream: Any) -> str:
+    """How a stream ends: ``cut`` with an error, or as its last chunk says; empty where it just stops."""
+    reason = ""
+    try:
+        async for chunk in stream:
+            reason = (chunk.choices and chunk.choices[0].finish_reason) or reason
+    except openai.APIError:
+        return "cut"
+    return reason
 
 
 @asynccontextmanager

@@ -135,7 +135,7 @@ class TestBatches:
         groups = [art.trajectory_group([first()]), art.trajectory_group([second()])]
         batches = art.trajectory_group_batches(groups, batch_size=1)
         await anext(batches)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await used.wait()  # the loop's body, as it were
         assert rewards(await anext(batches)) == [[2]]
         with pytest.raises(StopAsyncIteration):

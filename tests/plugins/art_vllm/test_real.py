@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-import signal
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +23,16 @@ from art_vllm.plugin import capabilities
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.capability import FULL, Capabilities, Capability
 from art_core.checkpoint import StoredCheckpoint
-from art_core.config import Environment
+from art_core.config import Environment, Timeouts
 from art_core.environment import interpreter
 from art_core.errors import EngineDiedError, EngineError, StaleWeightsError
 from art_core.policy import ProofKind
 from art_core.protocols.engine import Endpoint, EngineSpec
 from art_core.testing.adapter import AdapterShape
+from art_core.testing.condition import until
 from art_core.testing.shelf import Shelf
 from tests.plugins.art_vllm.broken_worker import FAULTS
+from tests.plugins.life import LOOKS
 from tests.plugins.probed_step import ProbedSteps
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
@@ -60,6 +59,22 @@ class Bench:
     async def complete(self, name: str, tokens: int) -> Any:
         body = {"model": name, "prompt": [5, 6, 7], "max_tokens": tokens, "ignore_eos": True, "logprobs": 1}
         return await self.client.post("/v1/completions", json={**body, "return_token_ids": True})
+
+    async def running(self, count: int) -> None:
+        """Wait until it is at so many requests, none of which may be able to end."""
+
+        async def all_in() -> bool:
+            return (await self.engine.health()).running_requests == count
+
+        await until(all_in, f"{count} requests run")
+
+    @property
+    def core(self) -> psutil.Process:
+        """The process that computes."""
+        child = self.engine._started().api.server.child
+        assert child
+        family = psutil.Process(child.pid).children(recursive=True)
+        return next(each for each in family if "EngineCore" in " ".join(each.cmdline()))
 
     async def clear(self) -> None:
         for name in (await self.engine.health()).adapters:
@@ -147,13 +162,17 @@ async def test_no_false_alarm_for_the_smallest_steps(bench: Bench) -> None:
 
 
 async def test_an_unloaded_adapter_with_requests_is_never_read_again(bench: Bench) -> None:
-    """vLLM's own engine ends when it evicts an adapter that still runs and its directory is gone."""
+    """vLLM's own engine ends when it evicts an adapter that still runs and its directory is gone.
+
+    No request ends while it is looked at: vLLM is told to let them stand.
+    """
     only_float32(bench)
     leaving = await bench.shelf.store(AdapterShape(1))
     await bench.engine.load_adapter("leaving@1", leaving)
-    calls = [asyncio.ensure_future(bench.complete("leaving@1", 480)) for _ in range(96)]
-    while not (await bench.engine.health()).running_requests:
-        assert not all(call.done() for call in calls)
+    ask = bench.engine._started().api.server.ask
+    assert (await ask("POST", "/pause?mode=keep", None, 60)).status_code == 200
+    calls = [asyncio.ensure_future(bench.complete("leaving@1", 48)) for _ in range(4)]
+    await bench.running(4)
     await bench.engine.unload_adapter("leaving@1")
     shutil.rmtree(leaving.directory)
     others = [await bench.shelf.store(AdapterShape(seed)) for seed in (2, 3, 4, 5)]
@@ -161,9 +180,10 @@ async def test_an_unloaded_adapter_with_requests_is_never_read_again(bench: Benc
         await bench.engine.load_adapter(f"o@{number}", stored)
     with pytest.raises(EngineError, match=r"4 of 4 in use \(1 of them by unloaded adapters"):
         await bench.engine.load_adapter("o@3", others[3])
+    assert (await ask("POST", "/resume", None, 60)).status_code == 200
     for call in calls:
         answer = (await call).json()
-        assert len(answer["choices"][0]["token_ids"]) == 480
+        assert len(answer["choices"][0]["token_ids"]) == 48
     await bench.engine.load_adapter("o@3", others[3])
     assert len((await bench.engine.health()).adapters) == 4
 
@@ -231,13 +251,13 @@ async def test_after_sleep_and_wake_every_slot_is_proved(bench: Bench) -> None:
             await bench.engine.load_adapter("s@2", stored)
         await bench.engine.wake()
         assert np.abs((await bench.engine.score("s@1", tokens))[0] - before).max() < 1e-4
-    calls = [asyncio.ensure_future(bench.complete("s@1", 480)) for _ in range(24)]
-    while not (await bench.engine.health()).running_requests:
-        assert not all(call.done() for call in calls)
-    with pytest.raises(EngineError, match="requests run; let them finish first"):
+    bench.core.suspend()
+    call = asyncio.ensure_future(bench.complete("s@1", 2))
+    await bench.running(1)
+    with pytest.raises(EngineError, match="1 requests run; let them finish first"):
         await bench.engine.sleep(1)
-    for call in calls:
-        assert (await call).status_code == 200
+    bench.core.resume()
+    assert (await call).status_code == 200
 
 
 async def test_every_argument_of_ours_is_one_of_the_installed_version(bench: Bench) -> None:
@@ -258,18 +278,18 @@ def argument_environment() -> Any:
 
 
 async def test_a_killed_core_is_found_dead_within_two_seconds(bench: Bench) -> None:
-    """Last: it ends the server. The API server lives on for seconds, so a look at its process would not do."""
+    """Last: it ends the server. The API server lives on for seconds, so a look at its process would not do.
+
+    The core is suspended first, so that the request can't end by itself.
+    """
     only_float32(bench)
+    core = bench.core
+    core.suspend()
     call = asyncio.ensure_future(bench.complete("base", 500))
-    while not (await bench.engine.health()).running_requests:
-        await asyncio.sleep(0)
-    family = psutil.Process(bench.engine._started().api.server.child.pid).children(recursive=True)  # type: ignore[union-attr]
-    core = next(each for each in family if "EngineCore" in " ".join(each.cmdline()))
-    os.kill(core.pid, signal.SIGKILL)
-    start = time.monotonic()
+    await bench.running(1)
+    core.kill()
     with pytest.raises(EngineDiedError):
-        while time.monotonic() - start < 10:
+        for _ in range(LOOKS):
+            await asyncio.sleep(Timeouts().health_s)
             await bench.engine.health()
-            await asyncio.sleep(0)
-    assert time.monotonic() - start < 2
     assert json.loads((await call).text)["error"]["code"] == 500

@@ -1,0 +1,44 @@
+"""Waiting for what is to come about: bounded, and with words for what did not."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+LONGEST_S = 240.0
+"""Far more than anything takes that works: the bound is there to end a wait, not to say how fast something is."""
+
+
+async def until(look: Callable[[], T | Awaitable[T]], what: str, longest_s: float = LONGEST_S) -> T:
+    """Look again and again until what is seen is true.
+
+    Only for what stays true once it is: a state that may be over between two looks can't be waited for. Have it last
+    first, for example by a process that is suspended.
+
+    Args:
+        look: What to look at; may be a coroutine function.
+        what: What is waited for, in words.
+        longest_s: After how many seconds the test fails.
+
+    Returns:
+        What was seen at last.
+    """
+    seen: object = "nothing yet"
+    try:
+        async with asyncio.timeout(longest_s) as limit:
+            while True:
+                found = look()
+                seen = value = await found if inspect.isawaitable(found) else found
+                if value:
+                    return value
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        pytest.fail(f"not within {longest_s:g} s: {what}; seen: {seen!r}")
