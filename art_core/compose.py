@@ -48,6 +48,8 @@ class Choice:
     """Option values on top of the selection's."""
     foreign_options: Collection[str] = ()
     """Option names of other parts: ignored with a warning where the chosen one lacks them, never an error."""
+    step_options: Collection[str] = ()
+    """Names that may stand beside `trainer_options`: suggested to who has misspelt one."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def compose(choice: Choice, plugins: Plugins, log_directory: Path, timeouts: Tim
     """
     environment = Environment.read()
     engine_given = Given(choice.engine_options, choice.engine_args, choice.foreign_options)
-    trainer_given = Given(choice.trainer_options, foreign=choice.foreign_options)
+    trainer_given = Given(choice.trainer_options, foreign=choice.foreign_options, besides=choice.step_options)
     chosen: Mapping[Kind, Selected] = {
         "engine": select(plugins, "engine", choice.engine, environment, engine_given),
         "trainer": select(plugins, "trainer", choice.trainer, environment, trainer_given),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -144,18 +144,19 @@ class PartOptions(BaseModel):
         return True
 
     @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
+    def parse(cls, values: dict[str, Any], besides: Collection[str] = ()) -> Self:
         """Build the options from plain values.
 
         Args:
             values: Option name to value.
+            besides: Names that may stand in the same place and are no options of the part; only suggested.
 
         Raises:
             ConfigError: A key is unknown (nearest one named) or a value out of range.
         """
         for key in values:
             if key not in cls.model_fields:
-                raise ConfigError(f"{cls.part!r} has no option {key!r}; {nearest(key, cls.model_fields)}")
+                raise ConfigError(f"{cls.part!r} has no option {key!r}; {nearest(key, {*cls.model_fields, *besides})}")
         try:
             return cls(**values)
         except ValidationError as error:

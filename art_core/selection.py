@@ -72,7 +72,7 @@ class CallableOptions(HostedOptions):
     part: ClassVar[str] = "module:callable"
 
     @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
+    def parse(cls, values: dict[str, Any], besides: Collection[str] = ()) -> Self:
         """Take every value."""
         return cls(**values)
 
@@ -98,6 +98,8 @@ class Given:
     """The same, or arguments of the library below it: a part that passes those on takes all of them."""
     foreign: Collection[str] = ()
     """Names that other parts have: ignored with a warning where this one lacks them, never an error."""
+    besides: Collection[str] = ()
+    """Names that may stand beside `values` and were taken out: suggested to who has misspelt one."""
 
 
 def select(
@@ -164,7 +166,8 @@ def _merge(chosen: Selected, given: Given) -> PartOptions:
     ignored = {key for key in values if key not in options.model_fields and key in given.foreign}
     for key in sorted(ignored):
         _log.warning("%r has no option %r; ignored", chosen.part.name, key)
-    return options.parse({**own, **{key: value for key, value in values.items() if key not in ignored}})
+    kept = {key: value for key, value in values.items() if key not in ignored}
+    return options.parse({**own, **kept}, given.besides)
 
 
 def _unnamed(plugins: Plugins, kind: Kind, named: str | None, given: Given | None) -> Selected:

@@ -15,7 +15,7 @@ from openai.types.chat.chat_completion import Choice
 from pydantic import ConfigDict, Field, model_validator
 
 from art_core.chat import History, Messages, Record, TrajectoryExchanges, as_item, as_message, chats, family
-from art_core.errors import TrajectoryError
+from art_core.errors import TrajectoryError, nearest
 from art_core.tally import KEPT, RecordedException, Tally, current_tally, run_all
 
 MetadataValue: TypeAlias = Any
@@ -44,6 +44,16 @@ class Trajectory(History):
     metadata: dict[str, MetadataValue] = Field(default_factory=dict)
     logs: list[str] = Field(default_factory=list)
     start_time: datetime = Field(default_factory=lambda: datetime.now().astimezone(), exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_what_is_left_out(cls, data: Any) -> Any:
+        if isinstance(data, dict) and cls.model_config.get("extra") is None:
+            for key in data.keys() - cls.model_fields.keys():
+                warnings.warn(
+                    f"Trajectory has no field {key!r}, left out; {nearest(key, cls.model_fields)}", stacklevel=3
+                )
+        return data
 
     @model_validator(mode="after")
     def _one_representation(self) -> Self:

@@ -73,14 +73,26 @@ def trained_on(groups: Iterable[TrajectoryGroup], model: str) -> list[Trajectory
         model: The trained model's name, without a step.
 
     Raises:
-        TrajectoryError: A recorded trajectory holds nothing of that model.
+        TrajectoryError: These are no groups, or a recorded trajectory holds nothing of that model.
     """
     return [
         group.model_copy(update={"trajectories": [_said_by(model, trajectory) for trajectory in group]})
         if any(trajectory.exchanges for trajectory in group)
         else group
-        for group in groups
+        for group in _groups(groups)
     ]
+
+
+def _groups(given: object) -> list[TrajectoryGroup]:
+    """What was handed in, if it is groups: a single group, or its trajectories, is easily taken for that."""
+    wanted = "allowed: a list of art.TrajectoryGroup, as art.gather_trajectory_groups gives it once it is awaited"
+    if not isinstance(given, Iterable):
+        raise TrajectoryError(f"trajectory_groups is a {type(given).__name__}; {wanted}")
+    items = list(given)
+    for item in items:
+        if not isinstance(item, TrajectoryGroup):
+            raise TrajectoryError(f"trajectory_groups holds a {type(item).__name__}; {wanted}")
+    return items
 
 
 def _said_by(model: str, trajectory: Trajectory) -> Trajectory:

@@ -287,6 +287,7 @@ class LocalBackend(LocalTransfer):
             engine_args=config.get("engine_args") or {},
             trainer_options=trainer_options,
             foreign_options=FOREIGN,
+            step_options=STEP_FIELDS,
         )
 
 

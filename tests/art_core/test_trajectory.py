@@ -48,6 +48,13 @@ def test_appending_what_is_neither_message_nor_choice_is_named_when_it_is_read()
         t.messages()
 
 
+def test_a_misspelt_field_is_said() -> None:
+    with pytest.warns(
+        UserWarning, match="no field 'messages_and_choice', left out; did you mean 'messages_and_choices'"
+    ):
+        Trajectory(messages_and_choice=[{"role": "user", "content": "q"}], reward=1)  # type: ignore[call-arg]
+
+
 def test_dump_drops_defaults_and_comes_back_equal() -> None:
     assert Trajectory().model_dump() == {}
     assert "reward" in Trajectory().model_dump(exclude_defaults=False)

@@ -29,10 +29,18 @@ async def _register(tmp_path: Path, base_model: str, **options: object) -> None:
         await model.register(backend)
 
 
-@pytest.mark.parametrize("kind", ["engine", "trainer", "store", "publisher"])
-async def test_unknown_plugin(tmp_path: Path, tiny_model: Path, kind: str) -> None:
-    with pytest.raises(PluginNotFoundError, match=f"{kind} 'torhc' is not installed; did you mean 'torch'"):
-        await _register(tmp_path, str(tiny_model), **{kind: "torhc"})
+@pytest.mark.parametrize(
+    ("kind", "seen", "meant"),
+    [
+        ("engine", "torhc", "torch"),
+        ("trainer", "torhc", "torch"),
+        ("store", "fiel", "file"),
+        ("publisher", "relaod", "reload"),
+    ],
+)
+async def test_unknown_plugin(tmp_path: Path, tiny_model: Path, kind: str, seen: str, meant: str) -> None:
+    with pytest.raises(PluginNotFoundError, match=f"{kind} '{seen}' is not installed; did you mean '{meant}'"):
+        await _register(tmp_path, str(tiny_model), **{kind: seen})
     assert list(tmp_path.iterdir()) == []  # refused before anything was made
 
 
@@ -46,7 +54,7 @@ async def test_unknown_backend_option(tmp_path: Path, tiny_model: Path) -> None:
     [
         ({"engine_args": {"max_lora": 2}}, "did you mean 'max_loras'"),
         ({"engine_args": {"max_loras": 0}}, "max_loras"),
-        ({"trainer_args": {"weight_deca": 0.0}}, "weight_deca"),
+        ({"trainer_args": {"weight_deca": 0.0}}, "'weight_deca'; did you mean 'weight_decay'"),
         ({"trainer_args": {"weight_decay": -1.0}}, "weight_decay is -1"),
         ({"trainer_gpu_id": [0]}, "did you mean 'trainer_gpu_ids'"),
     ],

@@ -222,6 +222,21 @@ async def test_several_chats_are_read_as_histories(endpoint: ChatEndpoint) -> No
     assert trained_on([written], "other") == [written]
 
 
+async def test_what_is_no_list_of_groups_is_named() -> None:
+    group = art.TrajectoryGroup([art.Trajectory()])
+    gathering = art.gather_trajectory_groups([])
+    for given, seen in (
+        (group, "holds a Trajectory"),
+        ([*group], "holds a Trajectory"),
+        ([group, None], "holds a NoneType"),
+        (None, "is a NoneType"),
+        (gathering, "is a coroutine"),
+    ):
+        with pytest.raises(TrajectoryError, match=f"trajectory_groups {seen}; allowed: a list of art.TrajectoryGroup"):
+            trained_on(given, "agent")  # type: ignore[arg-type]
+    await gathering
+
+
 async def test_a_group_s_rollouts_are_not_part_of_the_trajectory_around_it(endpoint: ChatEndpoint) -> None:
     model = model_at(endpoint)
 
