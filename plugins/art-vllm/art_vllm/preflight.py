@@ -9,9 +9,10 @@ from art_core.base_model import local_directory, require_shape
 from art_core.config import Environment
 from art_core.device import driver_is_loaded, gpus
 from art_core.environment import interpreter
+from art_core.environment.spec import misfit
 from art_core.errors import ConfigError
 from art_core.protocols.engine import EngineSpec
-from art_vllm.argument import Installed, find_installed, require_known
+from art_vllm.argument import ANEW, Installed, find_installed, require_known
 from art_vllm.options import VllmOptions
 from art_vllm.requirement import ENVIRONMENT
 
@@ -49,6 +50,8 @@ def plan(options: VllmOptions, spec: EngineSpec, environment: Environment) -> Pl
     directory = local_directory(spec.base_model)
     python = options.python or interpreter(ENVIRONMENT, environment.cache, _SETS[options.device])
     installed, cuda = find_installed(python), wants_cuda(options)
+    if reason := misfit(ENVIRONMENT, {"vllm": installed.version}):
+        raise ConfigError(f"the vLLM of {python} does not do: {reason}; {ANEW}")
     if installed.cpu_build == cuda:
         built, other = ("a CPU", "gpu") if cuda else ("CUDA", "cpu")
         raise ConfigError(

