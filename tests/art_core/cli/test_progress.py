@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def counted(bar: ByteBar) -> tuple[float, float | None]:
 
 
 def all_of(fd: int) -> str:
-    """What a terminal that nobody writes to any more still holds."""
+    """What is written to a terminal until nobody has it open any more."""
     pieces = []
     try:
         while piece := os.read(fd, 1 << 16):
@@ -61,15 +62,19 @@ async def test_a_pull_is_drawn_on_a_terminal_only(tmp_path: Path, terminal: bool
     command += ["--store", f"file://{tmp_path / 'store'}", "--run", "p/r", "--path", str(tmp_path / "here")]
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=theirs if terminal else subprocess.PIPE, env=environment, text=True
-    ) as pulled:
+    with (
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=theirs if terminal else subprocess.PIPE, env=environment, text=True
+        ) as pulled,
+        ThreadPoolExecutor(1) as reading,
+    ):
         os.close(theirs)
-        told, drawn = pulled.communicate(timeout=60)
+        screen = reading.submit(all_of, ours)  # a terminal that nobody reads is full some time, and its writer waits
+        told, drawn = pulled.communicate()
+        drawn = screen.result() if terminal else drawn
     assert pulled.returncode == 0
     assert Path(told.strip()).is_dir()
     if terminal:
-        drawn = all_of(ours)
         assert "pulling p/r" in drawn and "bytes" in drawn
     else:
         assert drawn == ""
