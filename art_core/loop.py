@@ -131,7 +131,8 @@ async def fork_into(backend: Backend, source: ForkSource, target: ForkTarget) ->
     if newest > 0 or original.step == 0:
         raise ConfigError(
             f"step {original.step} of run {source.run!r} can't be forked into run {target.run!r}, whose newest step is "
-            f"{newest}; allowed once it is registered: a trained step, into a run that is at step 0"
+            f"{newest}; allowed once it is registered: a trained step, into a run that is at step 0; for any other, "
+            f"choose a new run name and fork before it is registered"
         )
     async with staged_fork(LocalStore(), source, original, backend.spec.run) as checkpoint:
         await backend.store.commit(checkpoint)

@@ -111,7 +111,8 @@ async def _fork(root: Path, old: RunKey, step: int | None, store: str | None, wa
             made = RunDirectory(run_path(fetched.root, old.project, old.run)).record()
             return await wanted.fork(fetched, made.base_model, made.lora, step)
     if steps := foreign_steps(path):
-        base_model, lora = foreign_made_for(path, steps[-1])
+        chosen = max((each for each in steps if step is None or each <= step), default=steps[-1])
+        base_model, lora = foreign_made_for(path, chosen)
         async with adopted_source(source, await wanted.target(base_model, lora)) as adopted:
             return await wanted.fork(adopted, base_model, lora, step)
     made = RunDirectory(path).record()

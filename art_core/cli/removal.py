@@ -91,18 +91,19 @@ async def _delete(store: str | None, run: RunKey, steps: Collection[int], root: 
     if store is not None:
         opened = store_of(store)
         stored = [each.step for each in await held(opened, run)]
-        return await opened.delete(run, _there(run, steps, stored), stored[-1:])
+        return _all_of(run, steps, await opened.delete(run, steps, stored[-1:]), stored)
     with _held(run, root) as directory:
         stored = [each.step for each in await LocalStore().list(directory.path)]
-        return await LocalStore().delete(directory.path, _there(run, steps, stored), stored[-1:])
+        return _all_of(run, steps, await LocalStore().delete(directory.path, steps, stored[-1:]), stored)
 
 
-def _there(run: RunKey, steps: Collection[int], stored: Sequence[int]) -> Collection[int]:
-    """The steps, if all of them are stored."""
-    if missing := sorted(set(steps) - set(stored)):
-        wanted, there = ", ".join(map(str, missing)), ", ".join(map(str, stored)) or "none"
-        raise CheckpointNotFoundError(f"run {run} has no step {wanted}; its steps: {there}; nothing was deleted")
-    return steps
+def _all_of(run: RunKey, wanted: Collection[int], gone: Collection[int], stored: Collection[int]) -> Collection[int]:
+    """The steps that are gone, if those are all that were named; a damaged one is, though no listing showed it."""
+    if missing := sorted(set(wanted) - set(gone)):
+        absent, there = ", ".join(map(str, missing)), ", ".join(map(str, sorted(set(stored) - set(gone)))) or "none"
+        deleted = ", ".join(map(str, sorted(gone))) or "nothing"
+        raise CheckpointNotFoundError(f"run {run} has no step {absent}; its steps: {there}; deleted: {deleted}")
+    return gone
 
 
 async def _collect(store: str | None, run: RunKey, retention: Retention, root: Path, dry_run: bool) -> Removed:

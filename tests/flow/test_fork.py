@@ -257,5 +257,7 @@ async def test_a_reference_step_that_is_torn_or_hostile_is_refused(
     assert not (tmp_path / "p/models/new").exists()
     await door._experimental_fork_checkpoint(model("new", tiny_model), from_model="old", not_after_step=0)
     assert verify(checkpoint(tmp_path, 0, "new")).origin == "p/old@0"
+    done = await fork("--from", f"{run}@0", "--run", "p/by-hand", "--path", str(tmp_path))
+    assert verify(Path(done["directory"])).origin == "p/old@0"
     assert snapshot(run) == before
     assert await FileStore(tmp_path).runs()

@@ -91,8 +91,8 @@ def test_what_is_not_there_is_named_with_the_nearest_that_is(root: Path, tmp_pat
         (("delete", "--run", "p/R", "--step", "1", *store), there),
         (("fork", "--from", "p/R", "--run", "p/new", *store), there),
         (("show", "9", "--run", "p/r"), "no step 9 of run p/r; its steps: 0, 1, 2, 3, 4"),
-        (("delete", "--run", "p/r", "--step", "1", "--step", "9"), "no step 9; its steps: 0, 1, 2, 3, 4; nothing was"),
-        (("delete", "--run", "p/r", "--step", "9", *store), "no step 9; its steps: 0, 1, 2, 3, 4; nothing was"),
+        (("delete", "--run", "p/r", "--step", "9"), "no step 9; its steps: 0, 1, 2, 3, 4; deleted: nothing"),
+        (("delete", "--run", "p/r", "--step", "9", *store), "no step 9; its steps: 0, 1, 2, 3, 4; deleted: nothing"),
     ):
         done = run(root, *arguments)
         assert isinstance(done.exception, ConfigError | CheckpointNotFoundError), (arguments, done.output)
@@ -155,3 +155,16 @@ def test_what_is_refused(root: Path) -> None:
     holder = RunDirectory.create_or_open(root, "p", "r", "tiny", LoRAConfig())
     assert isinstance(run(root, "gc", "--run", "p/r").exception, RunLockedError)
     holder.close()
+
+
+@pytest.mark.parametrize("where", ["here", "in a store"])
+def test_a_damaged_step_that_no_listing_shows_can_be_deleted(root: Path, tmp_path: Path, where: str) -> None:
+    """As the error that names it advises; a step that is not there at all is said."""
+    store = ("--store", (tmp_path / "store").as_uri()) if where == "in a store" else ()
+    run(root, "push", "--run", "p/r", "--store", (tmp_path / "store").as_uri())
+    place = tmp_path / "store" if store else root
+    (place / "p/models/r/checkpoints/0002/manifest.json").write_text("{}")
+    done = run(root, "delete", "--run", "p/r", *store, "--step", "2", "--step", "9")
+    assert isinstance(done.exception, CheckpointNotFoundError)
+    assert "run p/r has no step 9; its steps: 0, 1, 3, 4; deleted: 2" in str(done.exception)
+    assert steps(place) == [0, 1, 3, 4]
