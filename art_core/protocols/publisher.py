@@ -9,7 +9,9 @@ Who calls, and how often. The loop, once per step, after `commit`; and at resume
 Elsewhere. A run may have several publishers, one of which serves; the text above is about that one. The others
 (`PublisherPart.serves` is False) bring a step to another place once it is the default: `publish` is called with a step
 that is served already, beside those of other publishers, and again at the next start. They take the engine that they
-are made with for nothing, answer with the step's name and address there, and are never asked to retract by the loop.
+are made with for nothing (it may be None), answer with the step's name and address there, and are never asked to
+retract by the loop. An address stands for one step of one run for ever: publishing the step again gives it again, and
+another checkpoint is refused there.
 
 Failure. A `publish` that raises leaves nothing of the step loaded, and can be called again with the same step.
 """

@@ -15,6 +15,7 @@ A test is a promise of the contract: its name and its message say which. What a 
 not declare must be refused. The classes know no part by name and excuse none. Needs the extra ``art-core[testing]``.
 """
 
+from art_core.testing.deployment import DeploymentAddresses, DeploymentFailures, Outage
 from art_core.testing.engine.adapter import EngineAdapters
 from art_core.testing.engine.answer import EngineAnswers
 from art_core.testing.engine.life import EngineLife
@@ -33,6 +34,9 @@ from art_core.testing.trainer.step import TrainerSteps
 from art_core.testing.trainer.supervised import TrainerChats
 
 __all__ = [
+    "DeploymentAddresses",
+    "DeploymentConformance",
+    "DeploymentFailures",
     "DirectoryObjects",
     "EngineAdapters",
     "EngineAnswers",
@@ -40,6 +44,7 @@ __all__ = [
     "EngineLife",
     "EngineProofs",
     "Objects",
+    "Outage",
     "PublisherConformance",
     "PublisherFailures",
     "PublisherProofs",
@@ -76,4 +81,14 @@ class StoreConformance(StoreRaces, StoreDeletions, StoreCopies, StoreCommits):
 
 
 class PublisherConformance(PublisherFailures, PublisherProofs):
-    """Every promise of `art_core.protocols.publisher`. Fixture: `part`; `options` has a default."""
+    """Every promise of `art_core.protocols.publisher`. Fixture: `part`; `options` has a default.
+
+    A publisher that serves nothing here has promises of its own: `DeploymentConformance`.
+    """
+
+
+class DeploymentConformance(DeploymentFailures, DeploymentAddresses):
+    """Every promise of `art_core.protocols.publisher` for one that serves nothing here.
+
+    Fixtures: `part`, `objects`, `outage`; `options` has a default.
+    """
