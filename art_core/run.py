@@ -205,12 +205,14 @@ class RunDirectory:
         close_in_forks(fd)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except BlockingIOError:
             holder = os.read(fd, 4096).decode(errors="replace").strip() or "a process that has not said who it is"
             close_private(fd)
+            mine = holder.startswith(f"process {os.getpid()} on {socket.gethostname()} ")
+            way_out = ", which is this one: close the backend that has it open" if mine else "; end that process"
             raise RunLockedError(
-                f"run {self.name!r} is held by {holder}; end that process, or choose another run name", run=self.name
-            ) from error
+                f"run {self.name!r} is held by {holder}{way_out}, or choose another run name", run=self.name
+            ) from None  # that the lock is taken is all that the system said
         self._lock_fd = fd
         os.ftruncate(fd, 0)
         me = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC).isoformat(timespec='seconds')}"

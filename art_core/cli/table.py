@@ -48,5 +48,7 @@ def gigabytes(size_bytes: int | None) -> str:
 
 
 def megabytes(size_bytes: int | None) -> str:
-    """A file's size as people read it."""
-    return "?" if size_bytes is None else f"{size_bytes / 1e6:.1f} MB"
+    """A file's size as people read it; a small one in kilobytes."""
+    if size_bytes is None:
+        return "?"
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.1f} kB"

@@ -14,10 +14,20 @@ from art_core.errors import ConfigError, nearest
 from art_core.step import StepConfig
 
 
-class TrainConfig(BaseModel):
-    """Options of the older `TrainableModel.train`; `backend.train` takes the same as keywords."""
+class _Config(BaseModel):
+    """Values out of range are pydantic's errors; an unknown name is refused with the nearest known one."""
 
     model_config = ConfigDict(extra="forbid")
+
+    def __init__(self, **values: Any) -> None:
+        for key in values.keys() - type(self).model_fields.keys():
+            raise ConfigError(f"{type(self).__name__} has no option {key!r}; {nearest(key, type(self).model_fields)}")
+        super().__init__(**values)
+
+
+class TrainConfig(_Config):
+    """Options of the older `TrainableModel.train`; `backend.train` takes the same as keywords."""
+
     learning_rate: float = 5e-6
     kl_penalty_coef: float = 0.0
     kl_penalty_source: Literal["current_learner", "sample"] = "current_learner"
@@ -26,10 +36,9 @@ class TrainConfig(BaseModel):
     final_training_step: int | None = Field(default=None, ge=1)
 
 
-class TrainSFTConfig(BaseModel):
+class TrainSFTConfig(_Config):
     """Options of supervised fine-tuning."""
 
-    model_config = ConfigDict(extra="forbid")
     learning_rate: float | list[float] = 5e-5
     """AdamW step size; a list: of each batch in turn."""
     batch_size: int | Literal["auto"] = "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 from openai.types.chat.chat_completion import Choice
 
 from art_core.chat import as_item
-from art_core.errors import ConfigError, LocalServingUnavailableError, nearest
+from art_core.errors import ConfigError, LocalServingUnavailableError, TrajectoryError, nearest
 from art_core.tally import Tally, current_tally, run_all
 from art_core.trajectory import PendingGroup, Trajectory, TrajectoryGroup
 
@@ -101,15 +102,22 @@ async def finished_group(group: Awaitable[TrajectoryGroup] | TrajectoryGroup, ta
     Args:
         group: What is awaited.
         tally: Who counts.
+
+    Raises:
+        TrajectoryError: It gives no group.
     """
-    if isinstance(group, TrajectoryGroup):
-        finished = group
-    else:
+    finished: object = group
+    if inspect.isawaitable(group):
         try:
             finished = await group
         except Exception as error:  # noqa: BLE001 - the user's code: kept on the group, and raised beyond the limit
             tally.failed(error)
             return TrajectoryGroup([error])
+    if not isinstance(finished, TrajectoryGroup):
+        raise TrajectoryError(
+            f"a {type(finished).__name__} was gathered as a group; allowed: a TrajectoryGroup, or what gives one when "
+            f"it is awaited, such as art.trajectory_group(rollouts)"
+        )
     for trajectory in finished:
         tally.succeeded(trajectory)
     return finished

@@ -74,11 +74,22 @@ def _is_cost(key: str) -> bool:
 
 
 def sectioned(metrics: Mapping[str, float], split: str) -> dict[str, float]:
-    """Metrics with the split before every name that is in no section of its own."""
+    """Metrics with the split before every name that is in no section of its own.
+
+    Raises:
+        ConfigError: One is no number.
+    """
     return {
-        (key if "/" in key and key.split("/")[0] in SECTIONS else f"{split}/{key}"): float(value)
+        (key if "/" in key and key.split("/")[0] in SECTIONS else f"{split}/{key}"): _number(key, value)
         for key, value in metrics.items()
     }
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"metric {key!r} is {value!r}; allowed: a number") from error
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from art_core.demo.place import find_place, read_history
 from art_core.demo.progress import Progress
 from art_core.demo.report import finding, require_libraries, write_report
 from art_core.demo.run import DemoSettings, run_demo
-from art_core.errors import RunError
+from art_core.errors import ConfigError, PluginError, RunError
 
 INTERRUPTED = 130
 """128 + SIGINT: what a shell expects of a command that Ctrl-C ended."""
@@ -37,6 +37,10 @@ def run_command(settings: DemoSettings, path: Path | None, console: Console) -> 
     resume = f"to go on: art demo --path {shlex.quote(str(place.path))}"
     try:
         result = asyncio.run(run_demo(settings, place, progress))
+    except (ConfigError, PluginError):
+        if path is None and not any(place.root.iterdir()):
+            place.root.rmdir()  # made a moment ago for a run that could not begin
+        raise
     except KeyboardInterrupt:
         progress.say("interrupted; engine and trainer are stopped, and every committed step is kept")
         progress.say(resume)

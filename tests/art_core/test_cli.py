@@ -30,6 +30,12 @@ def test_model_prints_the_directory_and_nothing_else(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path}\n", "")
 
 
+def test_a_hub_name_has_no_directory() -> None:
+    done = art("model", "nobody/nothing")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'nobody/nothing' is no directory here; as a hub name it is fetched by engine and trainer" in done.stderr
+
+
 def test_an_error_of_ours_is_one_line(tmp_path: Path) -> None:
     done = art("model", str(tmp_path))
     assert done.returncode == 2
@@ -80,6 +86,13 @@ def test_the_demo_says_before_it_starts_what_the_report_will_need(
     assert end.value.code == 2
     assert "pip install 'art-core[demo]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_can_not_begin_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.app, ["demo", "--engine", "torhc"])
+    assert isinstance(done.exception, PluginNotFoundError)
+    assert list((tmp_path / ".art").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from art_vllm.preflight import plan
 _log = logging.getLogger("art.engine")
 _PROGRESS_S = 10.0
 _LOG_LINES = 4000
+_PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d )?(\[[\w.]+:\d+\] )?")
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,17 @@ async def _ready(child: Child, timeout_s: float) -> dict[str, Any]:
     ready, start = asyncio.ensure_future(child.ready(timeout_s)), time.monotonic()
     try:
         while not (await asyncio.wait({ready}, timeout=_PROGRESS_S))[0]:
-            line = next(iter(child.log_tail(1).splitlines()), "")
-            _log.info("vLLM is starting, %.0f s so far: %s", time.monotonic() - start, line)
+            _log.info("vLLM is starting, %.0f s so far%s", time.monotonic() - start, said(child.log_tail(1)))
         _log.info("vLLM serves after %.0f s", time.monotonic() - start)
         return ready.result()
     finally:
         ready.cancel()
+
+
+def said(line: str) -> str:
+    """A line of vLLM's log, as the end of ours: without process, time and place; nothing where it says nothing."""
+    text = _PREFIX.sub("", line).strip()
+    return f": {text}" if text else ""
 
 
 async def _generate(server: EngineServer, name: str, timeout_s: float) -> None:

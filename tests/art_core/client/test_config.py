@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from art_core.client.config import LocalTrainArgs, LoRAConfig, TrainConfig, lora_config, step_config
+from art_core.client.config import LocalTrainArgs, LoRAConfig, TrainConfig, TrainSFTConfig, lora_config, step_config
 from art_core.client.option import TrainerArgs
 from art_core.config import LoRAConfig as AdapterShape
 from art_core.errors import ConfigError
@@ -113,6 +113,14 @@ def test_every_keyword_has_an_effect_or_is_named_here() -> None:
 def test_the_run_s_defaults_are_typed_field_by_field() -> None:
     names = [field.name for field in fields(StepConfig)]
     assert list(TrainerArgs.__annotations__)[: len(names)] == names
+
+
+@pytest.mark.parametrize("config", [TrainConfig, TrainSFTConfig])
+def test_a_misspelt_option_of_a_config_suggests_the_nearest(config: type[TrainConfig | TrainSFTConfig]) -> None:
+    with pytest.raises(
+        ConfigError, match=f"{config.__name__} has no option 'learning_rat'; did you mean 'learning_rate'"
+    ):
+        config(learning_rat=1e-4)  # type: ignore[call-arg]
 
 
 def test_the_older_config_names_keywords_of_train() -> None:

@@ -11,7 +11,7 @@ import pytest
 from art_core.client import gather
 from art_core.client.gather import gather_trajectories, gather_trajectory_groups
 from art_core.client.group import trajectory_group
-from art_core.errors import ConfigError, LocalServingUnavailableError
+from art_core.errors import ConfigError, LocalServingUnavailableError, TrajectoryError
 from art_core.trajectory import Trajectory, TrajectoryGroup
 from tests.art_core.rollout import choice, trajectory
 
@@ -193,3 +193,12 @@ async def test_the_bar_is_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPat
     shown = text.getvalue()
     assert "train" in shown and "val" in shown and "12/12" in shown
     assert "exceptions=1" in shown and "reward=" in shown
+
+
+async def test_what_is_no_group_is_named() -> None:
+    async def loose() -> list[Trajectory]:
+        return [await rollout(1)]
+
+    for given, seen in ((await rollout(1), "Trajectory"), (loose(), "list")):
+        with pytest.raises(TrajectoryError, match=f"a {seen} was gathered as a group; allowed: a TrajectoryGroup"):
+            await gather_trajectory_groups([given], max_exceptions=9)  # type: ignore[list-item]

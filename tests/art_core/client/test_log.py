@@ -172,6 +172,11 @@ async def test_a_recorded_chat_comes_back_whole_and_its_messages_are_a_column(tm
     assert json.loads(row["tools"]) == [TOOL]
 
 
+def test_a_metric_that_is_no_number_is_named() -> None:
+    with pytest.raises(ConfigError, match="metric 'note' is 'good'; allowed: a number"):
+        sectioned({"loss/train": 1.0, "note": "good"}, "train")  # type: ignore[dict-item]
+
+
 async def test_nothing_to_log_writes_nothing_and_a_bad_split_is_refused(tmp_path: Path) -> None:
     await model(tmp_path).log()
     for split in ("../up", "a/b", ""):

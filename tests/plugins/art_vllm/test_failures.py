@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 from art_vllm.failures import _START, refusal, start_cause
+from art_vllm.launch import said
 
 from art_core.errors import CheckpointCorruptError, EngineError, EngineUnavailableError, NoRouteError
 
@@ -79,3 +80,19 @@ def test_an_answer_is_an_error_of_ours(status: int, body: object, error: type[Ex
 
 def test_an_answer_that_is_no_json_is_shown_as_it_is() -> None:
     assert "Internal Server Error" in str(refusal(httpx.Response(500, text="Internal Server Error"), "sleep"))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "(APIServer pid=11320) INFO 11-26 05:37:22 [compilation.py:317] Enabled custom fusions: norm_quant",
+            ": Enabled custom fusions: norm_quant",
+        ),
+        ("(EngineCore pid=16015) INFO 11-26 05:37:53 [ompmultiprocessing.py:185] \tcpus=[]", ": cpus=[]"),
+        ("Loading weights: 50%", ": Loading weights: 50%"),
+        ("", ""),
+    ],
+)
+def test_what_vllm_says_while_it_starts(line: str, expected: str) -> None:
+    assert said(line) == expected
