@@ -51,7 +51,7 @@ class Bucket(Protocol):
         ...
 
     async def download(self, key: str, path: Path, limit_bytes: int) -> FileRecord | None:
-        """Write an object into a local file that must not exist, hashing it on the way.
+        """Write an object into a local file that must not exist, hash it on the way, and force it to the disk.
 
         Returns:
             Size and sha256 of what was written; None where there is no such object. No more than the limit, and one

@@ -69,7 +69,7 @@ def write(path: Path, data: bytes) -> None:
         write_all(fd, data)
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | memoryview) -> None:
     """Write every byte at the descriptor's position."""
     rest = memoryview(data)
     while rest:

@@ -1,7 +1,7 @@
 """Copies of checkpoints on another file system, in the same layout as a root of runs.
 
-So the place it copies to can be given as a backend's ``path`` just as it is. A copy is written beside its place, hashed
-on the way, forced to the disk and renamed once, as a run's own steps are (`art_core.local_store`). The directory's lock
+So the place it copies to can be given as a backend's ``path`` just as it is. A copy is written beside its place, forced
+to the disk, hashed meanwhile, and renamed once, as a run's own steps are (`art_core.local_store`). The directory's lock
 makes one winner among any number of committers, on every file system whose locks work across those who mount it.
 """
 
@@ -98,7 +98,7 @@ class FileStore:
             disk.make_directory(run.checkpoints)
             staged = run.stage()
             try:
-                return _entry(commit_step(run, copy_checkpoint(checkpoint, staged)))
+                return _entry(commit_step(run, copy_checkpoint(checkpoint, staged), checkpoint.manifest.files))
             finally:
                 run.discard(staged)
 

@@ -98,7 +98,7 @@ class FsspecBucket:
         await self._call(f"write {key}", lambda: self._fs.put_file(str(path), self._path(key)))
 
     async def download(self, key: str, path: Path, limit_bytes: int) -> FileRecord | None:
-        """Write an object into a local file that must not exist, hashing it."""
+        """Write an object into a local file that must not exist, hash it and force it to the disk."""
 
         def download() -> FileRecord | None:
             try:
@@ -108,7 +108,7 @@ class FsspecBucket:
                 self._fs.get_file(self._path(key), str(path))
             except FileNotFoundError:
                 return None
-            return file_record.record(path)
+            return file_record.force(path)
 
         return await self._call(f"read {key}", download)
 

@@ -98,15 +98,21 @@ async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
         raise
 
 
-def commit_step(run: RunDirectory, checkpoint: Checkpoint) -> StoredCheckpoint:
-    """`LocalStore.commit`, in this thread."""
+def commit_step(run: RunDirectory, checkpoint: Checkpoint, forced: Collection[str] = ()) -> StoredCheckpoint:
+    """`LocalStore.commit`, in this thread.
+
+    Args:
+        run: Of which run.
+        checkpoint: Staged in its directory.
+        forced: The files whose bytes are on the disk already.
+    """
     manifest = checkpoint.manifest
     target = run.step_directory(manifest.step)
     with disk.disk_errors(f"commit step {manifest.step}"):
         standing = _whole(target)
         if standing is None:
             check_layout(checkpoint.directory, manifest)
-            _sync_files(checkpoint.directory)
+            _sync_files(checkpoint.directory, forced)
             with _alone(run.checkpoints):
                 standing = _whole(target) or _show(checkpoint, target)
         if content_key(standing) != content_key(manifest):
@@ -176,7 +182,7 @@ def make_empty(directory: Path) -> None:
 
 
 def copy_checkpoint(source: Checkpoint, directory: Path) -> Checkpoint:
-    """Copy a checkpoint's files and manifest, each read, hashed and written once; a commit forces all to the disk.
+    """Copy a checkpoint's files, each forced to the disk and hashed, and its manifest, which a commit forces.
 
     Args:
         source: The checkpoint; its manifest must be what stands in its directory.
@@ -269,8 +275,9 @@ def _alone(directory: Path) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_UN)  # closing would not do where a fork holds a copy
 
 
-def _sync_files(directory: Path) -> None:
-    """Force all of a staged directory to the disk, side by side: nobody looks at it before it is renamed."""
+def _sync_files(directory: Path, forced: Collection[str]) -> None:
+    """Force the rest of a staged directory to the disk, side by side: nobody looks at it before it is renamed."""
+    rest = [path for path in directory.iterdir() if path.name not in forced]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="art-sync") as threads:
-        for _ in threads.map(disk.sync, [*directory.iterdir(), directory]):
+        for _ in threads.map(disk.sync, [*rest, directory]):
             pass

@@ -1,8 +1,8 @@
 """How long a commit takes beside ``cp`` and fsync of the same bytes.
 
 ``local`` is what every step pays: the files that a trainer has just written are hashed once while they are forced to
-the disk, described and renamed. ``copy`` is a copy by the file store into a run that it knows: each piece hashed while
-it is written, forced to the disk, renamed.
+the disk, described and renamed. ``copy`` is a copy by the file store into a run that it knows: written, hashed while it
+is forced to the disk, renamed.
 ``cp`` copies the same files and forces them and their directory to the disk, and hashes nothing. Rounds take turns;
 sources are on the disk before ``cp`` and ``copy`` begin, and freshly written before ``local`` begins. Hashing takes a
 core, so a busy machine makes the ratios worse. Not measured: what a power failure would keep.
@@ -60,7 +60,7 @@ def timed_cp(source: Path, target: Path) -> float:
     return time.perf_counter() - start
 
 
-def measure(root: Path, megabytes: int, rounds: int) -> dict[str, object]:
+def measure(root: Path, megabytes: int, rounds: int, loop: asyncio.AbstractEventLoop) -> dict[str, object]:
     """Median seconds of each, and their ratio to ``cp``; the first round warms up."""
     adapter = megabytes * 1_000_000 // 3  # the optimizer's two moments are twice the adapter
     contents = {ADAPTER: os.urandom(adapter), OPTIMIZER: os.urandom(2 * adapter)}
@@ -70,11 +70,11 @@ def measure(root: Path, megabytes: int, rounds: int) -> dict[str, object]:
         staged = run.stage()
         write_files(staged, contents)
         start = time.perf_counter()
-        stored = asyncio.run(LocalStore().commit(run.path, describe(staged, step)))
+        stored = loop.run_until_complete(LocalStore().commit(run.path, describe(staged, step)))
         seconds["local"].append(time.perf_counter() - start)
         seconds["cp"].append(timed_cp(stored.directory, root / f"cp-{step}"))
         start = time.perf_counter()
-        asyncio.run(copies.commit(KEY, Checkpoint(stored.directory, stored.manifest)))
+        loop.run_until_complete(copies.commit(KEY, Checkpoint(stored.directory, stored.manifest)))
         seconds["copy"].append(time.perf_counter() - start)
         for path in (stored.directory, root / f"cp-{step}", *(root / "copies").glob("*/models/*/checkpoints/*")):
             shutil.rmtree(path)
@@ -94,8 +94,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--directory", type=Path, help="On the disk in question; default: the temporary directory.")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as root:
-        sizes = [measure(Path(root), each, arguments.rounds) for each in arguments.megabytes]
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as root, asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        sizes = [measure(Path(root), each, arguments.rounds, loop) for each in arguments.megabytes]
     print(json.dumps({"benchmark": "store_commit", "sizes": sizes, "machine": platform.machine()}))
 
 

@@ -118,3 +118,36 @@ async def test_a_full_disk_leaves_nothing(store: FileStore, tmp_path: Path, monk
     assert [entry.step for entry in await store.list(KEY)] == [1]
     assert [path.name for path in (tmp_path / "store" / "p" / "models" / "r" / "checkpoints").iterdir()] == ["0001"]
     await store.commit(KEY, checkpoint)
+
+
+async def test_every_byte_is_durable_before_it_shows(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order that a power failure can't harm, seen at the system's calls: files and directory; rename; parent."""
+    changes: list[tuple[str, int]] = []
+    real_write, real_sync, real_rename = os.write, os.fsync, os.rename
+
+    def write(fd: int, data: bytes) -> int:
+        changes.append(("write", os.fstat(fd).st_ino))
+        return real_write(fd, data)
+
+    def fsync(fd: int) -> None:
+        real_sync(fd)
+        changes.append(("force", os.fstat(fd).st_ino))
+
+    def rename(old: Path, new: Path) -> None:
+        real_rename(old, new)
+        changes.append(("rename", new.stat().st_ino))
+
+    checkpoint = staged(tmp_path, 1)
+    await store.commit(KEY, staged(tmp_path, 0))  # makes the directories
+    for name, function in (("write", write), ("fsync", fsync), ("rename", rename)):
+        monkeypatch.setattr(os, name, function)
+    await store.commit(KEY, checkpoint)
+    step = tmp_path / "store" / "p" / "models" / "r" / "checkpoints" / "0001"
+    shown = changes.index(("rename", step.stat().st_ino))
+    for path in (step, *step.iterdir()):
+        last = [kind for kind, inode in changes[:shown] if inode == path.stat().st_ino][-1:]
+        assert last == ["force"], path.name
+    assert ("force", step.parent.stat().st_ino) in changes[shown:]
+    assert "write" not in [kind for kind, _ in changes[shown:]]

@@ -2,7 +2,7 @@
 
 A victim is forked from the warm process that runs the test, wraps the calls that are to be struck, and kills itself
 with SIGKILL just before or just after the n-th of them. A kill keeps what the kernel already has: what a power failure
-would keep is proved by the order of the forced writes, in ``tests/art_core/builtin/test_file.py``.
+would keep is proved by the order of the forced writes, in ``test_local_store.py`` and ``test_file_store.py``.
 
 The calls are given as pairs of an owner and a name, so another store is struck at its own: ``(client, "put_object")``.
 An `async` function counts as one call that ends when it has been awaited.

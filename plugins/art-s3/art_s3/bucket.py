@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import os
-from collections.abc import AsyncIterable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
@@ -23,6 +21,7 @@ from art_core.file_record import FileRecord
 from art_core.local_store import in_thread
 from art_s3.credential import account
 from art_s3.failure import s3_errors
+from art_s3.landing import land
 from art_s3.options import S3StoreOptions
 
 if TYPE_CHECKING:
@@ -112,17 +111,14 @@ class S3Bucket:
             )
 
     async def download(self, key: str, path: Path, limit_bytes: int) -> FileRecord | None:
-        """Write an object into a local file that must not exist, hashing it on the way."""
+        """Write an object into a local file that must not exist, hash it on the way, and force it to the disk."""
         with s3_errors(f"read {self._url(key)}"):
             try:
                 found = await obstore.get_async(self._store, self._prefix + key)
             except FileNotFoundError:
                 return None
-            with (
-                disk.disk_errors(f"write {path}"),
-                disk.opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW) as fd,
-            ):
-                return await _receive(found.stream(_PIECE_BYTES), fd, limit_bytes)
+            with disk.disk_errors(f"write {path}"):
+                return await land(found.stream(_PIECE_BYTES), path, limit_bytes)
 
     async def list(self, prefix: str) -> Sequence[StoredObject]:
         """Every object whose key begins so."""
@@ -189,24 +185,3 @@ class S3Bucket:
 
     def _url(self, key: str) -> str:
         return f"s3://{self._name}/{self._prefix}{key}"
-
-
-async def _receive(pieces: AsyncIterable[bytes], fd: int, limit_bytes: int) -> FileRecord:
-    """Write and hash each piece while the next one comes."""
-    digest, size = hashlib.sha256(), 0
-    taking = asyncio.create_task(asyncio.sleep(0))
-    try:
-        async for piece in pieces:
-            await taking
-            size += len(piece)
-            taking = asyncio.create_task(in_thread(_take, fd, piece, digest))
-            if size > limit_bytes:
-                break
-    finally:
-        await taking
-    return FileRecord(size_bytes=size, sha256=digest.hexdigest())
-
-
-def _take(fd: int, piece: bytes, digest: hashlib._Hash) -> None:
-    disk.write_all(fd, piece)
-    digest.update(piece)
