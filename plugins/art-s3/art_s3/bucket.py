@@ -49,6 +49,7 @@ class S3Bucket:
         self._options = options
         self._name, self._prefix = options.place
         self._account = account(options)
+        plain = (self._account.endpoint_url or "").startswith("http://")
         place: S3Config = {
             "region": self._account.region,
             "virtual_hosted_style_request": not self._account.path_style,
@@ -60,8 +61,9 @@ class S3Bucket:
                 self._name,
                 config=place,
                 credential_provider=self._account,
+                unsigned_payload=not plain,  # TLS guards the bytes: to hash them once more for a signature adds nothing
                 client_options={
-                    "allow_http": (self._account.endpoint_url or "").startswith("http://"),
+                    "allow_http": plain,
                     "timeout": timedelta(days=1),  # of a whole transfer, however slow: what counts is that it goes on
                     "connect_timeout": timedelta(seconds=options.timeout_s),
                     "read_timeout": timedelta(seconds=options.timeout_s),
