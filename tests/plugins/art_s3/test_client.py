@@ -60,7 +60,7 @@ async def test_push_pull_and_fork(place: Place, tmp_path: Path, server: str, mon
     other = art.TrainableModel(name="o", project="p", base_model="tiny", lora_config={"rank": 4})
     with pytest.raises(ConfigError, match="LoRA rank 8, this model has 4"):
         await two._experimental_fork_checkpoint(other, "m", **bucket)
-    with pytest.raises(CheckpointNotFoundError, match="has no step 1 of run"):
+    with pytest.raises(CheckpointNotFoundError, match="has no step up to 1 of run"):
         await two._experimental_fork_checkpoint(model("q"), "m", not_after_step=1, **bucket)
 
 
