@@ -82,7 +82,7 @@ class ServedEngine(ABC):
 
     async def health(self) -> EngineHealth:
         """See `InferenceEngine.health`."""
-        data = await self._call("GET", "/health", None, self._timeouts.connect_s)
+        data = await self._call("GET", "/health", None, self._timeouts.engine_silence_s)
         return EngineHealth(
             adapters={name: Path(directory) for name, directory in data["adapters"].items()},
             running_requests=data["running_requests"],

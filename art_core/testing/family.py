@@ -17,7 +17,7 @@ def descendants() -> dict[int, psutil.Process]:
     return {process.pid: process for process in psutil.Process().children(recursive=True)}
 
 
-async def survivors(processes: Sequence[psutil.Process], timeout_s: float = 15.0) -> list[psutil.Process]:
+async def survivors(processes: Sequence[psutil.Process], timeout_s: float = 60.0) -> list[psutil.Process]:
     """Those that have not ended after the time-out."""
     _, alive = await asyncio.to_thread(psutil.wait_procs, processes, timeout_s)
     return [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]

@@ -62,7 +62,7 @@ async def opened() -> AsyncIterator[Front]:
         route.flip(policy(step))
     gateway.start()
     headers = {"authorization": f"Bearer {gateway.api_key}"}
-    async with httpx.AsyncClient(base_url=gateway.base_url, headers=headers, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=gateway.base_url, headers=headers, timeout=120) as client:
         yield Front(engine, route, gateway, client)
     await asyncio.gather(asyncio.to_thread(gateway.close), asyncio.to_thread(engine.close))
 

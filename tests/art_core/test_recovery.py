@@ -80,7 +80,7 @@ async def build(root: Path, **timeouts: Any) -> Scene:
     recovery.watch(start_s=8)
     engine.starting.clear()
     headers = {"authorization": f"Bearer {gateway.api_key}"}
-    client = httpx.AsyncClient(base_url=gateway.base_url, headers=headers, timeout=20)
+    client = httpx.AsyncClient(base_url=gateway.base_url, headers=headers, timeout=120)
     return Scene(engine, publisher, route, gateway, recovery, client, run)
 
 

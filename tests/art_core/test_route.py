@@ -207,7 +207,7 @@ def test_several_loops_wait_on_one_table() -> None:
     for lease in leases:
         lease.release()
     for thread in threads:
-        thread.join(10)
+        thread.join()
     assert sorted(taken) == [[], [1]]
 
 
@@ -267,7 +267,7 @@ def test_no_request_gets_a_step_that_was_taken() -> None:
         taken.update(each.step for each in gone)
     done.set()
     for thread in threads:
-        thread.join(10)
+        thread.join()
     assert not wrong
     assert route.in_flight() == {}
     assert len(route.take_idle(keep=1)) + len(taken) == 299

@@ -236,7 +236,5 @@ def test_a_plain_with_outside_or_inside_the_event_loop(tmp_path: Path, tiny_mode
     command = [sys.executable, "script.py", str(tiny_model), where]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (0, "1\n", False), done.stderr
-    left = [
-        process.pid for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info["cmdline"])
-    ]
-    assert left == []
+    left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info["cmdline"])]
+    assert psutil.wait_procs(left, 240)[1] == []

@@ -8,6 +8,7 @@ from pathlib import Path
 from art_core.loop import train_step
 from art_core.run_key import RunKey
 from art_core.step import StepConfig
+from art_core.testing.condition import LONGEST_S, until
 from tests.art_core.faulty_store import FaultyStore
 from tests.faults.life import PROJECT, RUN, groups, open_small
 
@@ -17,7 +18,7 @@ async def test_a_copy_that_hangs_does_not_hold_up_load_proof_and_flip(tmp_path: 
     backend = await open_small(tmp_path, remote)
     remote.gate.clear()
     for step in (1, 2):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LONGEST_S):
             outcome = await train_step(backend, groups(), StepConfig())
         assert backend.route.current().policy.step == outcome.policy.step == step
         assert outcome.metrics["store/lag_steps"] >= step
@@ -32,9 +33,11 @@ async def test_asked_for_the_store_the_flip_waits_after_load_and_proof(tmp_path:
     backend = await open_small(tmp_path, remote, "remote")
     remote.gate.clear()
     training = asyncio.create_task(train_step(backend, groups(), StepConfig()))
-    async with asyncio.timeout(20):
-        while f"{RUN}@1" not in (await backend.engine.health()).adapters:
-            await asyncio.sleep(0.005)
+
+    async def loaded() -> bool:
+        return f"{RUN}@1" in (await backend.engine.health()).adapters
+
+    await until(loaded, "the step is loaded")
     assert not training.done() and backend.route.current().policy.step == 0, "it is loaded, and not yet the default"
     remote.gate.set()
     await training

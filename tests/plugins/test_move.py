@@ -23,7 +23,7 @@ from art_core.step import StepConfig
 from art_core.testing.batch import BatchShape, make_batch
 from art_core.worker import TrainerWorker
 
-pytestmark = [pytest.mark.heavy, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 
 OPTIONS: list[HostedOptions] = [
     TorchTrainerOptions(device="cpu", cpu_threads=1),

@@ -15,6 +15,7 @@ from art_core.part import StorePart
 from art_core.protocols.store import CheckpointStore, StoreEntry
 from art_core.run_key import RunKey
 from art_core.testing.adapter import AdapterShape
+from art_core.testing.condition import LONGEST_S
 from art_core.testing.promise import need, promised
 from art_core.testing.shelf import Shelf
 from art_core.testing.store.bench import Maker, Objects, StoreCase, added, is_whole
@@ -105,7 +106,7 @@ async def _killed(work: Commit, delay_s: float) -> None:
     committer.start()
     there.close()
     try:
-        promised(await asyncio.to_thread(here.poll, 60.0), "a store can be made and checked in another process")
+        promised(await asyncio.to_thread(here.poll, LONGEST_S), "a store can be made and checked in another process")
         await asyncio.to_thread(committer.join, delay_s)
         promised(committer.is_alive(), "a commit in another process does not fail", f"exit status {committer.exitcode}")
     finally:

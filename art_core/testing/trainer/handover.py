@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import psutil
 
@@ -64,7 +63,7 @@ class TrainerHandovers(TrainerCase):
         promised((await bench.trainer.step(bench.batch(), LARGE)).updated, "an offloaded trainer trains after a start")
 
     async def test_killed_in_a_hand_over_it_starts_again_from_what_was_saved(self, bench: TrainerBench) -> None:
-        """OFFLOAD: killed in `offload` that is a TrainerUnavailableError within 5 s; a start mends it exactly."""
+        """OFFLOAD: killed in `offload` that is a TrainerUnavailableError; a start mends it exactly."""
         need(bench.capabilities, Capability.OFFLOAD)
         await bench.trainer.step(bench.batch(), LARGE)
         saved, state = await bench.saved(), await bench.state()
@@ -74,10 +73,8 @@ class TrainerHandovers(TrainerCase):
         done, _ = await asyncio.wait({call}, timeout=0.2)
         promised(not done, "offload waits for its process")
         process.kill()
-        start = time.monotonic()
         with refused(TrainerUnavailableError, "a process killed in a hand-over is said"):
             await call
-        promised(time.monotonic() - start < 5, "a killed process is said within 5 s")
         await bench.reset(saved)
         promised(await bench.state() == state, "a start after that has what was saved, bit for bit")
         promised((await bench.trainer.step(bench.batch(1), LARGE)).updated, "the next step works")

@@ -124,17 +124,20 @@ class TrainerSteps(TrainerCase):
         await self._refused(bench, NonFiniteLossError, huge, "advantages near float32's limit")
 
     async def test_a_cancelled_step_leaves_the_state(self, bench: TrainerBench) -> None:
-        """A step cancelled before the optimizer update leaves weights and optimizer as they were."""
+        """A step cancelled before the optimizer update leaves weights and optimizer as they were; later, it is made."""
         batch, config = bench.batch(groups=40), replace(LARGE, microbatch_tokens=64)
+        before = await bench.state()
         start_s = time.monotonic()
         await bench.trainer.step(batch, config)
-        whole_s = time.monotonic() - start_s
-        before = await bench.state()
+        whole_s, after = time.monotonic() - start_s, await bench.state()
+        await bench.reset()
         try:
             async with asyncio.timeout(whole_s / 3):
                 await bench.trainer.step(batch, config)
         except TimeoutError:
-            promised(await bench.state() == before, "a step cancelled in its first third leaves the state bit for bit")
+            # how far it had come by then, the machine decides
+            left = await bench.state() in (before, after)
+            promised(left, "a cancelled step leaves the state before it or the one after it, bit for bit")
         promised((await bench.trainer.step(bench.batch(), LARGE)).updated, "a trainer goes on after a cancelled step")
 
     async def _refused(self, bench: TrainerBench, error: type[Exception], batch: TrainBatch, what: str) -> None:

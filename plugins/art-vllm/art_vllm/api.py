@@ -215,7 +215,7 @@ class Api:
         return State({each["id"]: Held(Path(each["root"]), None) for each in listed if each["parent"]}, {0: load})
 
     async def _get(self, path: str) -> httpx.Response:
-        response = await self.server.ask("GET", path, None, self._timeouts.connect_s)
+        response = await self.server.ask("GET", path, None, self._timeouts.engine_silence_s)
         if response.is_error:
             raise refusal(response, f"answer {path}")
         return response

@@ -6,10 +6,10 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ import pytest
 from art_core.environment import EnvironmentSpec, check, create, interpreter, list_environments, missing, remove
 from art_core.environment.built import Place, places
 from art_core.errors import ArtError, ConfigError, EnvironmentBuildError, PluginContractError, PluginUnusableError
+from art_core.testing.condition import LONGEST_S
 from tests.art_core.environment.case import OURS, QUIVER, bow, index
 from tests.wheel import Wheel
 
@@ -180,12 +181,20 @@ def test_a_dry_run_says_everything_and_changes_nothing(spec: EnvironmentSpec, tm
 
 
 def test_who_comes_second_waits_and_builds_nothing(spec: EnvironmentSpec, tmp_path: Path) -> None:
-    """Three at once: each ends with the same interpreter, and pip has run once."""
+    """Three at once: each ends with the same interpreter, and pip has run once. The first waits for the others."""
     said: list[str] = []
     made: list[Path] = []
+    others = threading.Semaphore(0)
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("another process is building"):
+            others.release()
+        elif line.startswith("building"):
+            assert all(others.acquire(timeout=LONGEST_S) for _ in range(2))
+
     threads = [
-        threading.Thread(target=lambda: made.append(create(spec, tmp_path, "cpu", report=said.append)))
-        for _ in range(3)
+        threading.Thread(target=lambda: made.append(create(spec, tmp_path, "cpu", report=say))) for _ in range(3)
     ]
     for thread in threads:
         thread.start()
@@ -193,24 +202,24 @@ def test_who_comes_second_waits_and_builds_nothing(spec: EnvironmentSpec, tmp_pa
         thread.join()
     assert len(made) == 3 and len(set(made)) == 1
     assert len([line for line in said if line.startswith("building")]) == 1
-    assert [line for line in said if line.startswith("another process is building")]
     assert only(tmp_path).log.read_text().count("pip install") == 1
 
 
 def test_a_killed_builder_leaves_nothing_that_runs_or_is_used(spec: EnvironmentSpec, tmp_path: Path) -> None:
-    builder = subprocess.Popen([sys.executable, "-c", CREATOR, tmp_path, tmp_path], stdout=subprocess.PIPE, text=True)
-    assert builder.stdout is not None
-    while not builder.stdout.readline().startswith("building"):
-        assert builder.poll() is None
-    while not places(tmp_path):
-        assert builder.poll() is None
-        time.sleep(0.005)
-    children = psutil.Process(builder.pid).children(recursive=True)
-    assert children
-    builder.kill()
-    builder.wait()
-    builder.stdout.close()
-    assert psutil.wait_procs(children, 5)[1] == [], "pip outlived its builder"
+    """It is killed while pip asks an index that never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(LONGEST_S)
+        environment = {**os.environ, "PIP_NO_INDEX": "0", "PIP_FIND_LINKS": ""}
+        environment["PIP_INDEX_URL"] = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        command = [sys.executable, "-c", CREATOR, tmp_path, tmp_path]
+        builder = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+        asked, _ = silent.accept()
+        with asked:
+            children = psutil.Process(builder.pid).children(recursive=True)
+            assert [each for each in children if "pip" in each.cmdline()]
+            builder.kill()
+            builder.wait()
+            assert psutil.wait_procs(children, LONGEST_S)[1] == [], "pip outlived its builder"
     (state,) = list_environments(tmp_path, {"bow": spec})
     assert state.unused == "it is not whole; art env create bow, or art env remove bow"
     assert missing(spec, tmp_path) is not None

@@ -41,7 +41,7 @@ def proxy(target: str, spoil: Spoil) -> Iterator[str]:
             spoil.seen.append((self.command, self.path))
             if (given := spoil.answer(self.command, self.path)) is not None:
                 if given[0] == 0:
-                    spoil.hang.wait(30)
+                    spoil.hang.wait()
                     self.close_connection = True
                     return
                 self.reply(given[0], {"content-type": "application/xml"}, ERROR.format(code=given[1]).encode())

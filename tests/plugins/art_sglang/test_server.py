@@ -1,5 +1,6 @@
 """What SGLang does that the contract forbids, each on the real server: one, on a CPU, for the whole file.
 
+Requests that are not to end while they are looked at are held back by a plugin of SGLang's (`fault/`).
 The base model lies where SGLang would guess another chat template, asks for another sampling than requests do, and has
 a public name that SGLang would not take.
 """
@@ -8,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +26,15 @@ from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
 from art_core.checkpoint import OPTIMIZER, StoredCheckpoint
+from art_core.config import Timeouts
 from art_core.errors import CapabilityError, CheckpointCorruptError, EngineDiedError, EngineError
 from art_core.protocols.engine import Endpoint, EngineSpec
 from art_core.testing.adapter import AdapterShape, adaptable_modules, edit_config, edit_tensors
+from art_core.testing.condition import until
 from art_core.testing.family import descendants, survivors
 from art_core.testing.shelf import Shelf
 from tests.plugins.art_torch.engine_sample import Reference
+from tests.plugins.life import LOOKS
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 BASE = "pypi:tiny"
@@ -48,6 +52,8 @@ class Server:
     shelf: Shelf
     base: Path
     processes: list[psutil.Process]
+    hold: Path
+    """While this file exists, requests are taken in and none goes on."""
 
     async def load(self, name: str, seed: int = 1, **shape: Any) -> StoredCheckpoint:
         stored = await self.shelf.store(AdapterShape(seed, **shape))
@@ -72,10 +78,13 @@ class Server:
             lines = [line async for line in response.aiter_lines() if line.startswith("data: {")]
         return [json.loads(line.removeprefix("data: ")) for line in lines]
 
-    async def idle(self) -> None:
-        async with asyncio.timeout(5):
-            while (await self.engine.health()).running_requests:
-                await asyncio.sleep(0)
+    async def running(self, count: int) -> None:
+        """Wait until it is at so many requests, none of which may be able to end by itself."""
+
+        async def all_in() -> bool:
+            return (await self.engine.health()).running_requests == count
+
+        await until(all_in, f"{count} requests run")
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +97,23 @@ async def started(
     (base / "generation_config.json").write_text(json.dumps({**generation, "do_sample": True, "top_k": 1}))
     before = descendants().keys()
     engine = SglangEngine(sglang_options.model_copy(update={"max_loras": 3}))
-    endpoint = await engine.start(EngineSpec(str(base), BASE, lora_rank=8, log_path=root / "engine.log"))
+    (root / "fault").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "fault"), prepend=os.pathsep)
+        patch.setenv("ART_TEST_FAULT", str(root / "fault"))
+        patch.setenv("ART_TEST_HOLD", str(root / "hold"))
+        endpoint = await engine.start(EngineSpec(str(base), BASE, lora_rank=8, log_path=root / "engine.log"))
     processes = [process for pid, process in descendants().items() if pid not in before]
     headers = {"Authorization": f"Bearer {endpoint.api_key}"}
     async with httpx.AsyncClient(base_url=endpoint.base_url, headers=headers, timeout=120) as client:
-        yield Server(engine, endpoint, client, Shelf(root / "run", base), base, processes)
+        yield Server(engine, endpoint, client, Shelf(root / "run", base), base, processes, root / "hold")
     await engine.stop()
 
 
 @pytest.fixture
 async def server(started: Server) -> Server:
-    await started.idle()
+    started.hold.unlink(missing_ok=True)
+    await started.running(0)
     for name in (await started.engine.health()).adapters:
         await started.engine.unload_adapter(name)
     return started
@@ -155,22 +170,20 @@ async def test_q_without_v_is_refused_and_the_engine_lives(server: Server) -> No
 async def test_unloading_waits_for_nobody_and_holds_nobody_up(server: Server) -> None:
     """SGLang's own unload waits for the adapter's requests, and all loads wait for it."""
     await server.load("m@1", 1)
-    room = server.endpoint.model.context_tokens - 16
+    server.hold.touch()
     running = asyncio.create_task(
-        server.post("/v1/completions", model="m@1", prompt=[1, 2], max_tokens=room, ignore_eos=True)
+        server.post("/v1/completions", model="m@1", prompt=[1, 2], max_tokens=40, ignore_eos=True)
     )
-    while not (await server.engine.health()).running_requests:
-        assert not running.done()
-    start = time.perf_counter()
+    await server.running(1)
     await server.engine.unload_adapter("m@1")
     await server.post("/v1/completions", 404, model="m@1", prompt=[1])
     await server.load("m@1", 2)
     await server.load("m@2", 3)
     with pytest.raises(EngineError, match="1 unloaded ones still answer"):
         await server.load("m@3", 4)
-    assert not running.done(), f"it should have been running still after {time.perf_counter() - start:.1f} s"
-    assert (await running)["usage"]["completion_tokens"] == room
-    await server.idle()
+    server.hold.unlink()
+    assert (await running)["usage"]["completion_tokens"] == 40
+    await server.running(0)
     await server.load("m@3", 4)
 
 
@@ -251,18 +264,17 @@ async def test_several_choices_are_the_adapter_s(server: Server) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_ends_its_request(server: Server, stream: bool) -> None:
+    """SGLang aborts what nobody reads: else unloading would wait for it without end."""
     await server.load("m@1", 1)
+    server.hold.touch()
     body = {"model": "m@1", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 400, "ignore_eos": True}
     async with httpx.AsyncClient(base_url=server.endpoint.base_url, headers=server.client.headers) as leaving:
         call = asyncio.create_task(leaving.post("/v1/chat/completions", json={**body, "stream": stream}, timeout=60))
-        while not (await server.engine.health()).running_requests:
-            assert not call.done()
+        await server.running(1)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-    await server.idle()
-    start = time.perf_counter()
+    await server.running(0)
     await server.engine.unload_adapter("m@1")
-    assert time.perf_counter() - start < 2, "SGLang aborts what nobody reads"
 
 
 async def test_there_are_no_administrative_routes_even_with_the_key(server: Server) -> None:
@@ -285,14 +297,13 @@ async def test_there_are_no_administrative_routes_even_with_the_key(server: Serv
 async def test_the_scheduler_s_death_is_the_engine_s_and_leaves_nothing(server: Server) -> None:
     """Comes last. SGLang itself would answer on for a while."""
     scheduler = next(each for each in server.processes if "scheduler" in " ".join(each.cmdline()))
+    scheduler.suspend()
     answer = asyncio.create_task(server.chat(max_tokens=400, ignore_eos=True))
-    while not (await server.engine.health()).running_requests:
-        assert not answer.done()
-    start = time.perf_counter()
+    await server.running(1)
     scheduler.kill()
     with pytest.raises(EngineDiedError, match=r"a process of SGLang has ended"):
-        while True:
+        for _ in range(LOOKS):
+            await asyncio.sleep(Timeouts().health_s)
             await server.engine.health()
-    assert time.perf_counter() - start < 2
     assert isinstance((await asyncio.gather(answer, return_exceptions=True))[0], httpx.TransportError)
-    assert not await survivors(server.processes, timeout_s=5)
+    assert not await survivors(server.processes, timeout_s=60)

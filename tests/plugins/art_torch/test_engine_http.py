@@ -12,6 +12,7 @@ import pytest
 from openai import AsyncOpenAI, NotFoundError
 from transformers import AutoTokenizer
 
+from art_core.testing.condition import until
 from tests.plugins.art_torch.engine_sample import EngineServer, prompt
 from tests.tiny_model import CHAT_TEMPLATE
 
@@ -238,17 +239,25 @@ async def test_the_openai_client_is_served(engine_server: EngineServer) -> None:
 async def test_a_client_that_leaves_frees_its_rows(engine_server: EngineServer, stream: bool) -> None:
     body = {"model": "a", "prompt": "x", "n": 8, "max_tokens": 500, "ignore_eos": True, "stream": stream}
 
-    async def leave() -> None:
-        async with engine_server.client.stream("POST", TEXT, json=body) as response:
-            await response.aread()
+    async def ask_on() -> None:
+        while True:  # one that ended before it was seen is no proof of anything
+            async with engine_server.client.stream("POST", TEXT, json=body) as response:
+                assert response.status_code == 200
+                await response.aread()
 
-    task = asyncio.create_task(leave())
-    while (await engine_server.engine.health()).running_requests < 8:
-        assert not task.done()
+    async def running() -> int:
+        return (await engine_server.engine.health()).running_requests
+
+    async def all_run() -> bool:
+        return await running() == 8
+
+    async def none_runs() -> bool:
+        return await running() == 0
+
+    task = asyncio.create_task(ask_on())
+    await until(all_run, "eight rows are taken")
     task.cancel()
-    async with asyncio.timeout(20):
-        while (await engine_server.engine.health()).running_requests:
-            await asyncio.sleep(0)
+    await until(none_runs, "the rows are free")
 
 
 async def test_the_template_is_the_models(engine_server: EngineServer) -> None:

@@ -25,6 +25,8 @@ from art_core.errors import (
     NoRouteError,
 )
 from art_core.protocols.engine import EngineSpec
+from art_core.testing.condition import until
+from art_core.testing.family import descendants, survivors
 from tests.plugins.art_torch.engine_sample import EngineServer, Reference, prompt
 
 
@@ -118,20 +120,15 @@ async def test_a_killed_engine_says_how_it_died_and_starts_again(tiny_model: Pat
 
 async def test_a_cancelled_start_leaves_no_process(tiny_model: Path, tmp_path: Path) -> None:
     engine = TorchEngine(TorchEngineOptions(device="cpu"))
-    log_path = tmp_path / "engine.log"
+    log_path, before = tmp_path / "engine.log", descendants().keys()
     task = asyncio.create_task(engine.start(EngineSpec(str(tiny_model), "base", 8, log_path)))
-    while not log_path.exists():
-        await asyncio.sleep(0)
+    await until(log_path.exists, "the process has its log")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     with pytest.raises(EngineUnavailableError):
         await engine.health()
-    children = subprocess.run(
-        ["ps", "-o", "args=", "--ppid", str(os.getpid())], check=True, stdout=subprocess.PIPE, text=True
-    )
-    servers = [line for line in children.stdout.splitlines() if "art_torch.serve.server" in line]
-    assert len(servers) <= 1  # the session's own engine, at most
+    assert not await survivors([process for pid, process in descendants().items() if pid not in before])
 
 
 def test_importing_the_engine_loads_no_torch() -> None:

@@ -354,12 +354,12 @@ async def test_cancelled_before_the_update_it_ends_at_the_next_pass_and_changes_
     def held(objective: Objective, *arguments: Any) -> None:
         passes.append(len(passes))
         entered.set()
-        assert released.wait(60)
+        assert released.wait(240)
         backward(objective, *arguments)
 
     monkeypatch.setattr(Objective, "backward", held)
     task = asyncio.create_task(trainer.step(batch, SMALL_PASSES))
-    await asyncio.to_thread(entered.wait, 60)
+    await asyncio.to_thread(entered.wait, 240)
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()  # an impatient caller does not make it let go of a running pass
@@ -384,12 +384,12 @@ async def test_cancelled_in_the_update_it_finishes_it(
 
     def held(optimizer: Optimizer, *arguments: Any) -> None:
         entered.set()
-        assert released.wait(60)
+        assert released.wait(240)
         update(optimizer, *arguments)
 
     monkeypatch.setattr(Optimizer, "update", held)
     task = asyncio.create_task(trainer.step(make_batch(), FAST))
-    await asyncio.to_thread(entered.wait, 60)
+    await asyncio.to_thread(entered.wait, 240)
     task.cancel()
     await asyncio.sleep(0)
     released.set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable
 
 import psutil
@@ -19,9 +18,7 @@ def trainer_process() -> psutil.Process:
 
 
 async def killed(process: psutil.Process, call: Awaitable[object]) -> None:
-    """Kill a process; the call that it is making must say so within 5 seconds."""
+    """Kill a process; the call that it is making must say so."""
     process.kill()
-    start = time.perf_counter()
     with pytest.raises(TrainerUnavailableError, match="SIGKILL"):
         await call
-    assert time.perf_counter() - start < 5

@@ -26,6 +26,7 @@ from art_core.errors import ConfigError
 from art_core.part import TrainerPart
 from art_core.plugins import load_part
 from art_core.testing import TrainerConformance, TrainerParity
+from art_core.testing.condition import until
 from art_core.testing.trainer.bench import LARGE, TrainerBench
 from tests.plugins.art_torchtune.kill import killed, trainer_process
 
@@ -68,9 +69,7 @@ class TestTorchtuneOnLlama(Torchtune, TrainerConformance):
         await bench.trainer.step(bench.batch(1), LARGE)
         os.mkfifo(cut / OPTIMIZER)  # whoever writes it waits for a reader
         save = asyncio.create_task(bench.trainer.save(cut))
-        async with asyncio.timeout(30):
-            while not (cut / ADAPTER).exists():
-                await asyncio.sleep(0.01)
+        await until((cut / ADAPTER).exists, "the save has begun")
         await killed(trainer_process(), save)
         await bench.reset(whole)
         assert await bench.state() == {name: (whole / name).read_bytes() for name in (ADAPTER, OPTIMIZER)}

@@ -14,7 +14,7 @@ from art_core.testing import TrainerConformance
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 class TestUnslothTrainer(TrainerConformance):
     @pytest.fixture(scope="class")
     @classmethod

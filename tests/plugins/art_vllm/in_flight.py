@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ from art_core.policy import ProofKind
 from art_core.protocols.engine import Endpoint, EngineSpec
 from art_core.route import RouteTable
 from art_core.testing.adapter import AdapterShape
+from art_core.testing.condition import until
 from art_core.testing.shelf import Shelf
 from tests.tiny_model import write_tiny_model
 
@@ -170,6 +171,8 @@ async def fly(line: Line, plan: Plan) -> dict[str, Any]:
             await line.publish(shape)
             if step == max(2, int(plan.steps * WARM)):
                 warm = line.resident_bytes()
+            if step in {plan.steps // 3, 2 * plan.steps // 3, plan.steps}:
+                await answered(line.route.current().policy.name, answers, clients)
         done.set()
         await asyncio.gather(*clients)
     drift = line.resident_bytes() - warm
@@ -183,6 +186,11 @@ async def fly(line: Line, plan: Plan) -> dict[str, Any]:
         "farthest_logprob_nats": float(f"{farthest:.2g}"),
         "wall_s": round(time.monotonic() - start, 1),
     }
+
+
+async def answered(name: str, answers: list[Streamed], clients: Sequence[asyncio.Future[None]]) -> None:
+    """Wait for an answer of that step, so that steps can't all be over before the first answer is."""
+    await until(lambda: any(each.done() for each in clients) or any(name in each.models for each in answers), name)
 
 
 async def check(line: Line, answers: list[Streamed], sample: list[Streamed]) -> float:

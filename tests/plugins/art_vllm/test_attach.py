@@ -6,7 +6,6 @@ no namespace it sees ours too, under both names.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import subprocess
@@ -43,6 +42,7 @@ from art_core.policy import ProofKind
 from art_core.process import Child
 from art_core.protocols.engine import EngineSpec
 from art_core.testing.adapter import AdapterShape
+from art_core.testing.condition import until
 from art_core.testing.shelf import Shelf
 from tests.flow.agent import by_length, gather
 from tests.tool_model import ADD, question
@@ -169,9 +169,11 @@ async def test_a_run_is_trained_on_it_and_proved_by_answers(stock: Stock, caplog
         assert listed.keys() == {"m@0", "m@1", "m@2"}
         assert listed["m@2"] == str(stock.there / policy.stored.directory.relative_to(stock.here))
         await stock.client.post("/v1/unload_lora_adapter", json={"lora_name": "m@2"})
-        async with asyncio.timeout(30):
-            while "m@2" not in await stock.adapters():
-                await asyncio.sleep(0.1)
+
+        async def again() -> bool:
+            return "m@2" in await stock.adapters()
+
+        await until(again, "what was lost is loaded again")
         assert (await door.train(model, groups, learning_rate=1e-3)).metrics["publish/proved"] == 1.0
     assert not await stock.adapters(), "what is ours leaves with us"
 
@@ -299,7 +301,7 @@ async def test_adapters_of_others_are_left_alone(stock: Stock) -> None:
 
 async def test_a_server_that_goes_away(stock: Stock) -> None:
     """Last: it ends the server."""
-    engine, shelf = stock.engine(health_timeout_s=0.2), Shelf(stock.here / "away", stock.model)
+    engine, shelf = stock.engine(), Shelf(stock.here / "away", stock.model)
     await engine.start(stock.spec())
     stored = await shelf.store(AdapterShape(1))
     await engine.load_adapter("a@1", stored)
@@ -310,4 +312,4 @@ async def test_a_server_that_goes_away(stock: Stock) -> None:
         assert not isinstance(seen.value, EngineDiedError), "nobody knows whether it will come back"
     await engine.stop()
     with pytest.raises(EngineStartError, match="was not healthy within"):
-        await engine.start(stock.spec())
+        await stock.engine(health_timeout_s=0.2).start(stock.spec())

@@ -16,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from art_core.testing.condition import until
+
 KEY = {"Authorization": "Bearer right"}
 PATHS = ["/health", "/v1/models", "/collective_rpc", "/sleep", "/pause", "/v1/load_lora_adapter", "/art/state", "/docs"]
 
@@ -83,6 +85,15 @@ async def state_of(client: httpx.AsyncClient) -> Any:
     return (await client.get("/art/state", headers=KEY)).json()
 
 
+async def running(client: httpx.AsyncClient, expected: dict[str, int]) -> None:
+    """Wait until those requests are inside."""
+
+    async def inside() -> bool:
+        return (await state_of(client))["running"] == expected
+
+    await until(inside, f"{expected} are inside")
+
+
 @pytest.mark.parametrize("path", PATHS)
 async def test_every_path_asks_for_the_key(client: httpx.AsyncClient, path: str) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "right"}, {"Authorization": ""}):
@@ -112,8 +123,7 @@ async def test_requests_are_counted_under_the_adapter_that_the_name_stood_for(
     behind.go.clear()
     names = ["m@1", "m@1", "base"]
     calls = [asyncio.ensure_future(client.post("/v1/completions", headers=KEY, json={"model": name})) for name in names]
-    while (seen := (await state_of(client))["running"]) != {"4": 2, "0": 1}:
-        assert not any(call.done() for call in calls), seen
+    await running(client, {"4": 2, "0": 1})
     del behind.models.lora_requests["m@1"]
     behind.models.load("m@1", 5)
     state = await state_of(client)
@@ -127,8 +137,7 @@ async def test_requests_are_counted_under_the_adapter_that_the_name_stood_for(
 async def test_a_request_that_breaks_off_is_not_counted_any_more(behind: Behind, client: httpx.AsyncClient) -> None:
     behind.go.clear()
     call = asyncio.ensure_future(client.post("/v1/completions", headers=KEY, json={"model": "base"}))
-    while not (await state_of(client))["running"]:
-        assert not call.done()
+    await running(client, {"0": 1})
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
     assert (await state_of(client))["running"] == {}
@@ -161,8 +170,7 @@ async def test_an_unload_waits_for_who_is_inside_and_nobody_waits_for_it(
     behind.models.load("m@1", 1)
     behind.go.clear()
     call = asyncio.ensure_future(client.post("/v1/completions", headers=KEY, json={"model": "m@1"}))
-    while not behind.door._running[1]:
-        await asyncio.sleep(0)
+    await running(client, {"1": 1})
     answer = await client.post("/v1/unload_lora_adapter", headers=KEY, json={"lora_name": "m@1"})
     assert answer.status_code == 200 and behind.changing == []
     assert "m@1" in behind.models.lora_requests, "vLLM may look the request's name up only now"

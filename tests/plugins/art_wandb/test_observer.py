@@ -15,6 +15,7 @@ from art_wandb.process import WANDB
 
 import art
 from art.local import LocalBackend
+from art_core.testing.condition import LONGEST_S
 from tests.art_core.rollout import group
 from tests.servers.wandb import WandbServer
 
@@ -64,6 +65,7 @@ PROGRAM = """
 import asyncio, os, sys
 import art
 from art.local import LocalBackend
+from art_core.testing.condition import LONGEST_S
 
 async def main():
     model = art.Model(name=sys.argv[2], project="observed", report_metrics=["wandb"])
@@ -80,13 +82,13 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("end", ["ended", "killed"])
 async def test_no_process_survives_a_program(server: WandbServer, tmp_path: Path, end: str) -> None:
-    before = {each.pid for each in psutil.process_iter()}
+    environment = {**os.environ, "ART_TEST_PROGRAM": str(tmp_path)}  # which all that it starts inherits
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), end, end]
-    ended = subprocess.run(command, check=False, env=os.environ, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=LONGEST_S)
     assert ended.stdout == "logged\n", ended.stderr
-    left = [each for each in psutil.process_iter(["cmdline"]) if each.pid not in before and "wandb" in str(each.info)]
-    psutil.wait_procs(left, timeout=10)
-    assert not [each for each in left if each.is_running()]
+    every = psutil.process_iter(["environ"])
+    left = [each for each in every if (each.info["environ"] or {}).get("ART_TEST_PROGRAM") == str(tmp_path)]
+    assert psutil.wait_procs(left, timeout=LONGEST_S)[1] == []
     run = server.record.runs["observed", end]
     if end == "ended":
         assert [line["training_step"] for line in run.history] == [5], "what was logged is sent before the end"
@@ -96,10 +98,12 @@ async def test_no_process_survives_a_program(server: WandbServer, tmp_path: Path
 def test_the_process_ends_by_itself_for_want_of_work(server: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
     WANDB.close()
     monkeypatch.setattr(process, "IDLE_S", 0.2)
-    assert WANDB.call_here("now", 30.0, {}) == pytest.approx(time.time(), abs=5)
+    assert WANDB.call_here("now", LONGEST_S, {}) == pytest.approx(time.time(), abs=LONGEST_S)
     connection = WANDB._connection
     assert connection is not None
-    assert connection._gone.wait(30)
+    assert connection._gone.wait(LONGEST_S)
     assert not connection._directory.exists()
-    assert WANDB.call_here("now", 30.0, {}) == pytest.approx(time.time(), abs=5), "the next call begins another"
+    assert WANDB.call_here("now", LONGEST_S, {}) == pytest.approx(time.time(), abs=LONGEST_S), (
+        "the next call begins another"
+    )
     WANDB.close()

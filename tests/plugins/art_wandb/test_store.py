@@ -107,9 +107,9 @@ async def test_a_call_that_takes_too_long_is_given_up(
 ) -> None:
     await store.commit(run, staged(tmp_path, run, 1))
     server.fault = lambda method, asked: 5.0 if "ProjectArtifacts" in asked else None
+    hasty = WandbStore(WandbStoreOptions(timeout_s=0.5))
+    hasty._client._entity = await store._client.entity()  # asked for with time enough
     with pytest.raises(StoreUnavailableError, match=r"did not versions within 0\.5 s"):
-        hasty = WandbStore(WandbStoreOptions(timeout_s=0.5))
-        await hasty._client.entity()
         await hasty.list(run)
     server.fault = None
     assert [entry.step for entry in await store.list(run)] == [1], "the next call finds a new process"

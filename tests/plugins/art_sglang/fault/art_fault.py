@@ -1,6 +1,7 @@
 """A plugin of SGLang that makes it fill slots wrongly, in the ways that the proofs must catch. Only for tests.
 
 Its scheduler loads it by its entry point, and asks the file named by ART_TEST_FAULT what to do with the next adapter.
+While the file named by ART_TEST_HOLD exists it does everything but go on with requests, by SGLang's own means.
 """
 
 import os
@@ -15,6 +16,15 @@ def register():
 
     target = "sglang.srt.lora.mem_pool.LoRAMemoryPool.load_lora_weight_to_buffer"
     HookRegistry.register(target, fill, HookType.AROUND)
+    if "ART_TEST_HOLD" in os.environ:
+        target = "sglang.srt.managers.scheduler.Scheduler.ingest_requests"
+        HookRegistry.register(target, hold, HookType.AROUND)
+
+
+def hold(original, scheduler, *arguments):
+    """Around what the scheduler does first in each of its turns."""
+    original(scheduler, *arguments)
+    scheduler._engine_paused = Path(os.environ["ART_TEST_HOLD"]).exists()
 
 
 def fill(original, pool, uid, slot, adapter, *rest):
