@@ -195,6 +195,10 @@ def server_variables(options: VllmOptions, spec: EngineSpec, visible: str | None
             # its own choice pins every engine of a machine to the same cores, the trainer's too
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(options.cpu_threads or machine().cores),
+            # one worker computes in the core's own process, as on a GPU. vLLM would give it another, to bind threads
+            # there; the two then wait for each other by spinning: a core's time while requests run, and for a second
+            # after each call
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             # threads of a parallel region spin a few microseconds, then sleep: engine and trainer share the cores
             "OMP_WAIT_POLICY": "PASSIVE",
             "GOMP_SPINCOUNT": "2000",

@@ -138,3 +138,4 @@ def test_variables() -> None:
     assert on_gpus["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert "HF_HUB_OFFLINE" not in on_gpus
     assert "TORCHDYNAMO_DISABLE" not in on_gpus
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in on_gpus

@@ -74,7 +74,9 @@ class Bench:
         child = self.engine._started().api.server.child
         assert child
         family = psutil.Process(child.pid).children(recursive=True)
-        return next(each for each in family if "EngineCore" in " ".join(each.cmdline()))
+        titles = [" ".join(each.cmdline()) for each in family]
+        assert not [title for title in titles if "Worker" in title]  # which it would wait for by spinning
+        return family[next(number for number, title in enumerate(titles) if "EngineCore" in title)]
 
     async def clear(self) -> None:
         for name in (await self.engine.health()).adapters:
