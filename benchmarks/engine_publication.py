@@ -14,8 +14,12 @@ and ``raw_first``. ``served``, from the trained step to the served one, is commi
 raw load, weight proof and raw first token: SGLang fills an adapter's slot at its first request, not when it is loaded.
 torch's raw load is its load call without the digests.
 
+Both servers idle then. The stock one has the same arguments and variables as ours.
+
 *Streams.* Eight chat streams never stop while windows with a publication every `--every` seconds (commit, publish,
 flip, the step before retracted) take turns with windows without: ``tokens_ratio`` is the median over the pairs.
+``raw_tokens_ratio`` is the same of the stock server, where its bare load and unload take the publication's place: what
+nobody gets below. ``loaded`` are the publications of those windows, beside the bare load calls of the others.
 
 What is left out: training, and the gateway (`gateway.py`).
 
@@ -34,13 +38,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 from stock.server import STOCKS, StockServer
+from stock.stream import Windows
 
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, Checkpoint
@@ -55,7 +60,8 @@ from art_core.route import RouteTable
 from art_core.testing.adapter import AdapterShape
 from art_core.testing.shelf import Shelf
 
-STREAMS = 8
+Row = dict[str, float]
+"""Seconds of each part of a publication."""
 LIMIT_S = 0.025
 """What publication may take beyond its parts."""
 
@@ -78,7 +84,7 @@ class Line:
                 await asyncio.to_thread(self.shelf.stage, step, AdapterShape(step, rank=8, strength=0.01))
             )
 
-    async def publish(self) -> dict[str, float]:
+    async def publish(self) -> Row:
         """The next step; seconds of every part. The step before it is retracted, which no part counts."""
         start = time.perf_counter()
         stored = await LocalStore().commit(self.shelf.run, self.staged.pop(0))
@@ -104,99 +110,103 @@ class Line:
         return time.perf_counter() - start
 
 
-async def publications(line: Line, stock: StockServer, bare: Path, rounds: int) -> list[dict[str, float]]:
+async def publications(line: Line, stock: StockServer, bare: Bare, rounds: int) -> list[Row]:
     """Rounds of ours and the stock server's, in turns; the first is not counted."""
     rows = []
     await line.stage(rounds + 1)
-    for number in range(rounds + 1):
+    for _ in range(rounds + 1):
         row = await line.publish()
         row["first"] = await line.first_token()
         if stock.stock.load:
             assert line.last
-            shown = bare / str(number)  # SGLang reads every tensor file of a directory: show it the adapter alone
-            shown.mkdir()
-            for name in (ADAPTER, ADAPTER_CONFIG):
-                os.link(line.last.stored.directory / name, shown / name)
-            row |= await stock.publish(f"raw{number}", shown)
+            name, shown = bare.show(line.last.stored.directory)
+            row["raw_load"] = await stock.load(name, shown)
+            row["raw_first"] = await stock.first_token(name)
+            await stock.unload(name)
         else:
             row |= {"raw_load": row["load"] - row["weight_proof"], "raw_first": row["first"]}
-        needed = row["commit"] + row["raw_load"] + row["weight_proof"]
-        row["limit"] = needed + LIMIT_S
-        row["over_first"] = row["served"] + row["first"] - needed - row["raw_first"]
-        rows.append({part: 1000 * value for part, value in row.items()})
+        row["over_first"] = row["served"] + row["first"] - _needed(row) - row["raw_first"]
+        rows.append(row)
     return rows[1:]
 
 
-class Streams:
-    """Chat streams that never stop, and the tokens that they got."""
+class Bare:
+    """What the stock server loads: adapters alone, since SGLang reads every tensor file of a directory."""
 
-    def __init__(self, http: httpx.AsyncClient, name: str) -> None:
-        self.tokens = 0
-        self._tasks = [asyncio.ensure_future(self._run(http, name, number)) for number in range(STREAMS)]
+    def __init__(self, root: Path) -> None:
+        self._root, self._count = root, 0
 
-    async def _run(self, http: httpx.AsyncClient, name: str, number: int) -> None:
-        body = {
-            "model": name,
-            "messages": [{"role": "user", "content": f"Tell me story number {number}."}],
-            "max_tokens": 1024,
-            "ignore_eos": True,
-            "stream": True,
-            "return_token_ids": True,
-        }
-        while True:
-            async with http.stream("POST", "/v1/chat/completions", json=body) as response:
-                response.raise_for_status()
-                rest = b""
-                async for part in response.aiter_bytes():
-                    *events, rest = (rest + part).split(b"\n")
-                    for event in events:
-                        if event.startswith(b"data: {"):
-                            choices = json.loads(event[6:])["choices"]
-                            self.tokens += sum(len(each.get("token_ids") or ()) for each in choices)
-
-    async def rate(self, seconds: float, meanwhile: Callable[[], Any] | None, every_s: float) -> float:
-        """Tokens a second in a window, with a call every few seconds or without."""
-        start, before = time.perf_counter(), self.tokens
-        next_s = every_s / 2
-        while meanwhile is not None and next_s < seconds:
-            await asyncio.sleep(max(0.0, start + next_s - time.perf_counter()))
-            await meanwhile()
-            next_s += every_s
-        await asyncio.sleep(max(0.0, start + seconds - time.perf_counter()))
-        self._raise()
-        return (self.tokens - before) / (time.perf_counter() - start)
-
-    async def stop(self) -> None:
-        """Cut them."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
-
-    def _raise(self) -> None:
-        for task in self._tasks:
-            if task.done():
-                task.result()
+    def show(self, step: Path) -> tuple[str, Path]:
+        """A name, and a directory with the adapter of a stored step."""
+        self._count += 1
+        shown = self._root / str(self._count)
+        shown.mkdir(parents=True)
+        for file in (ADAPTER, ADAPTER_CONFIG):
+            os.link(step / file, shown / file)
+        return f"raw{self._count}", shown
 
 
-async def loaded_streams(line: Line, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Windows with publications and without, in turns, first one first, then the other."""
-    seconds, every = arguments.seconds, arguments.every
-    streams, rates = Streams(line.http, "m@0"), []
-    try:
-        await streams.rate(seconds, None, every)
-        for number in range(arguments.pairs):
-            await line.stage(int(seconds / every) + 1)
-            pair = {}
-            for publishing in (False, True) if number % 2 else (True, False):
-                pair[publishing] = await streams.rate(seconds, line.publish if publishing else None, every)
-            rates.append(pair)
-    finally:
-        await streams.stop()
+class BareLoads:
+    """The stock server's side of the windows: each call loads an adapter and forgets the one before it."""
+
+    def __init__(self, stock: StockServer, bare: Bare, step: Path) -> None:
+        self._stock, self._bare, self._step, self._last = stock, bare, step, ""
+        self.seconds: list[float] = []
+
+    async def load(self) -> str:
+        """Load an adapter to keep."""
+        name, shown = self._bare.show(self._step)
+        self.seconds.append(await self._stock.load(name, shown))
+        return name
+
+    async def replace(self) -> None:
+        """Load one in place of the one before."""
+        last, self._last = self._last, await self.load()
+        if last:
+            await self._stock.unload(last)
+
+
+async def loaded_streams(line: Line, stock: StockServer, bare: Bare, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Windows with publications and without, ours and the stock server's by turns."""
+    windows = Windows(arguments.seconds, arguments.every)
+    rates: dict[str, list[Mapping[bool, float]]] = {"": [], "raw_": []}
+    rows: list[Row] = []
+
+    async def publish() -> None:
+        rows.append(await line.publish())
+
+    assert line.last
+    loads = BareLoads(stock, bare, line.last.stored.directory)
+    name = stock.stock.model.format(await loads.load()) if stock.stock.load else ""
+    for number in range(arguments.pairs):
+        await line.stage(int(arguments.seconds / arguments.every) + 1)
+        rates[""].append(await windows.pair(line.http, "m@0", publish, calm_first=bool(number % 2)))
+        if name:
+            rates["raw_"].append(await windows.pair(stock.http, name, loads.replace, calm_first=bool(number % 2)))
+    for row, raw in zip(rows, loads.seconds[1:] or [row["load"] - row["weight_proof"] for row in rows], strict=True):
+        row["raw_load"] = raw
+    found: dict[str, Any] = {"every_s": arguments.every, "loaded": _shown([row for row in rows if "raw_load" in row])}
+    for side, pairs in rates.items():
+        if pairs:
+            ratios = [pair[True] / pair[False] for pair in pairs]
+            found[f"{side}tokens_per_s_alone"] = round(statistics.median(pair[False] for pair in pairs), 1)
+            found[f"{side}tokens_ratio"] = round(statistics.median(ratios), 3)
+            found[f"{side}tokens_ratios"] = [round(each, 3) for each in ratios]
+    return found
+
+
+def _needed(row: Row) -> float:
+    return row["commit"] + row["raw_load"] + row["weight_proof"]
+
+
+def _shown(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """Percentiles in milliseconds, of each part and of the limit."""
+    whole = [{**row, "limit": _needed(row) + LIMIT_S} for row in rows]
     return {
-        "every_s": every,
-        "tokens_per_s_alone": round(statistics.median(pair[False] for pair in rates), 1),
-        "tokens_ratio": round(statistics.median(pair[True] / pair[False] for pair in rates), 3),
-        "tokens_ratios": [round(pair[True] / pair[False], 3) for pair in rates],
+        f"p{level}_ms": {
+            part: round(1000 * float(np.percentile([row[part] for row in whole], level)), 1) for part in whole[0]
+        }
+        for level in (50, 95)
     }
 
 
@@ -224,10 +234,9 @@ async def measure(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
     try:
         async with httpx.AsyncClient(base_url=endpoint.base_url, headers=headers, timeout=600) as http:
             line = Line(parts, base, root, http)
-            (root / "bare").mkdir()
-            rows = await publications(line, stock, root / "bare", arguments.rounds)
-            await stock.stop()
-            streams = await loaded_streams(line, arguments)
+            bare = Bare(root / "bare")
+            rows = await publications(line, stock, bare, arguments.rounds)
+            streams = await loaded_streams(line, stock, bare, arguments)
     finally:
         await parts.engine.stop()
         await stock.stop()
@@ -240,8 +249,7 @@ async def measure(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
         "stock_s": [round(each, 1) for each in stock_s],
         "start_ratio": round(statistics.median(ours_s) / statistics.median(stock_s), 3),
         "rounds": len(rows),
-        "p50_ms": {part: round(float(np.percentile([row[part] for row in rows], 50)), 1) for part in rows[0]},
-        "p95_ms": {part: round(float(np.percentile([row[part] for row in rows], 95)), 1) for part in rows[0]},
+        **_shown(rows),
         **streams,
     }
 

@@ -115,15 +115,21 @@ class StockServer:
             raise SystemExit(f"the stock server ended:\n{child.log_tail(4000)}")
         return server
 
-    async def publish(self, name: str, directory: Path) -> dict[str, float]:
-        """Seconds of the bare load call, and of the first token after it."""
+    async def load(self, name: str, directory: Path) -> float:
+        """Seconds of the bare load call."""
         start = time.perf_counter()
         await self._post(self.stock.load, {"lora_name": name, "lora_path": str(directory)})
-        loaded = time.perf_counter()
+        return time.perf_counter() - start
+
+    async def first_token(self, name: str) -> float:
+        """Seconds of a request for one token of an adapter."""
+        start = time.perf_counter()
         await self._post("/v1/completions", {"model": self.stock.model.format(name), "prompt": [5], "max_tokens": 1})
-        first = time.perf_counter()
+        return time.perf_counter() - start
+
+    async def unload(self, name: str) -> None:
+        """Forget an adapter."""
         await self._post(self.stock.unload, {"lora_name": name})
-        return {"raw_load": loaded - start, "raw_first": first - loaded}
 
     async def _post(self, path: str, body: object) -> None:
         response = await self.http.post(path, json=body)
