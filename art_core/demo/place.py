@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from art_core import disk
 from art_core.errors import ConfigError
 from art_core.run import RunDirectory, RunRecord
 
@@ -47,6 +48,7 @@ def find_place(path: Path | None) -> Place:
 
     Raises:
         ConfigError: The path can't be a root.
+        StoreError: The system refuses to make a fresh one.
     """
     if path is None:
         return Place(_fresh_root(Path(".art").absolute()))
@@ -61,7 +63,8 @@ def find_place(path: Path | None) -> Place:
 
 
 def _fresh_root(parent: Path) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
+    with disk.disk_errors("make a directory for the demo (--path names another)"):
+        parent.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("demo-%Y%m%d-%H%M%S")
     for number in range(2, 1000):
         root = parent / (stamp if number == 2 else f"{stamp}-{number - 1}")

@@ -48,6 +48,17 @@ def test_on_demand_with_its_traceback(tmp_path: Path) -> None:
     assert "Traceback" in art("model", str(tmp_path), ART_DEBUG="1").stderr
 
 
+def test_what_a_library_does_when_the_interpreter_goes_can_not_change_the_exit_code() -> None:
+    """Obstore's threads abort a process that takes its interpreter down while one of them still wants it."""
+    program = "import atexit, os, sys; from art_core.cli import main; atexit.register(os.abort); main()"
+    for arguments, code in (("version",), 0), (("model", "pypi:none"), 2):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == code
+        assert "art-core" in done.stdout or "unknown" in done.stderr
+
+
 def test_help_names_every_command() -> None:
     done = CliRunner().invoke(cli.app, ["--help"])
     assert done.exit_code == 0
@@ -82,7 +93,7 @@ def test_the_demo_says_before_it_starts_what_the_report_will_need(
     monkeypatch.setitem(sys.modules, "pygal", None)
     monkeypatch.setattr(sys, "argv", ["art", "demo", "--path", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        cli.run()
     assert end.value.code == 2
     assert "pip install 'art-core[demo]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -111,7 +122,7 @@ def test_the_exit_code_tells_settings_from_runs(
     monkeypatch.setattr(cli, "app", failing)
     monkeypatch.setattr(sys, "argv", ["art"])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        cli.run()
     assert end.value.code == code
     assert capsys.readouterr().err == f"{type(error).__name__}: a [bold] b\n"
 

@@ -74,7 +74,8 @@ def test_list_says_what_the_manifests_say_and_touches_nothing(root: Path) -> Non
     assert last["updated"] is True
     lines = run("list", "--path", str(root)).stdout.splitlines()
     (line,) = (line for line in lines if line.split()[:2] == ["q/two", "0002"])
-    assert line.split()[2:] == ["0.0", "MB", manifest.adapter_digest[:12], "yes", "1", "0.625", "yes"]
+    size = f"{last['size_bytes'] / 1e3:.1f}"
+    assert line.split()[2:] == [size, "kB", manifest.adapter_digest[:12], "yes", "1", "0.625", "yes"]
     assert run("verify", "--path", str(root)).exit_code == 0
     assert snapshot(root) == before
 

@@ -7,7 +7,7 @@ import pytest
 
 from art_core.config import LoRAConfig
 from art_core.demo.place import Place, find_place, read_history, settle
-from art_core.errors import ConfigError
+from art_core.errors import ConfigError, StoreError
 from art_core.run import RunDirectory
 
 
@@ -65,3 +65,12 @@ def test_history_is_the_training_steps_in_order_the_last_word_on_each(tmp_path: 
     records.append({"step": 2, "train/reward": 0.3})
     (place.directory / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert [(record["step"], record["train/reward"]) for record in read_history(place)] == [(1, 0.1), (2, 0.3)]
+
+
+def test_where_no_fresh_root_can_be_made_the_error_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".art").write_text("")
+    with pytest.raises(
+        StoreError, match=r"can't make a directory for the demo \(--path names another\): .*/.art: File exists"
+    ):
+        find_place(None)
