@@ -95,6 +95,7 @@ async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         await asyncio.wait({work})
+        work.exception()  # looked at, so that asyncio does not tell of it: whoever cancelled does not want it
         raise
 
 

@@ -1,0 +1,133 @@
+"""The object store through fsspec: what its drivers can do decides, and what they say when they fail is told apart."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import uuid
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from art_core.errors import CapabilityError, CommitConflictError, ConfigError, StoreError, StoreUnavailableError
+from art_core.fsspec_bucket import FsspecBucket
+from art_core.object_store import ObjectStore
+from art_core.protocols.store import StoreEntry
+from art_core.run_key import RunKey
+from tests.staged import stage_step
+
+KEY = RunKey("p", "r")
+
+
+def store(url: str, *, single_writer: bool = False, **options: Any) -> ObjectStore:
+    return ObjectStore(FsspecBucket(url, options), url, single_writer)
+
+
+@pytest.fixture
+def url() -> str:
+    """A place in memory of the test's own."""
+    return f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.mark.parametrize("single_writer", [False, True])
+async def test_one_of_eight_committers_wins(url: str, tmp_path: Path, single_writer: bool) -> None:
+    """By the driver's create-if-absent, or under the lease that stands in for it."""
+    for step in range(3):
+        staged = [stage_step(tmp_path / str(seed) / KEY.run, step, seed) for seed in range(8)]
+        stores = [store(url, single_writer=single_writer) for _ in staged]
+        calls = [each.commit(KEY, one) for each, one in zip(stores, staged, strict=True)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        won = [each for each in outcomes if isinstance(each, StoreEntry)]
+        assert len(won) == 1, outcomes
+        assert {type(each) for each in outcomes} == {StoreEntry, CommitConflictError}
+        assert (await store(url).list(KEY))[-1] == won[0]
+
+
+async def test_a_driver_that_can_not_create_only_what_is_not_there_is_found_out(tmp_path: Path) -> None:
+    place = f"local://{tmp_path}/far"
+    with pytest.raises(CapabilityError, match="can't create an object only if there is none; give single_writer=True"):
+        await store(place, auto_mkdir=True).check()
+    leased = store(place, single_writer=True, auto_mkdir=True)
+    await leased.check()
+    entry = await leased.commit(KEY, stage_step(tmp_path / KEY.run, 1))
+    assert list(await leased.list(KEY)) == [entry]
+
+
+@pytest.mark.parametrize("url", ["nothing://x", "memory2://x"])
+def test_a_driver_that_there_is_not_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=f"fsspec can't use '{url}'"):
+        FsspecBucket(url, {})
+
+
+class FailingFileSystem(MemoryFileSystem):
+    """fsspec's own memory, told to fail: what a driver's errors become. That drivers raise these is not shown."""
+
+    protocol = ("failing",)
+    error: ClassVar[Exception | None] = None
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(MemoryFileSystem._strip_protocol(path.replace("failing://", "memory://")))
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        self._fail()
+        super().pipe_file(path, value, mode)
+
+    def put_file(self, *args: Any, **kwargs: Any) -> None:
+        self._fail()
+        super().put_file(*args, **kwargs)
+
+    def find(self, *args: Any, **kwargs: Any) -> Any:
+        self._fail()
+        return super().find(*args, **kwargs)
+
+    def rm_file(self, path: str) -> None:
+        self._fail()
+        super().rm_file(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (PermissionError("no"), StoreError),
+        (NotImplementedError("no"), StoreError),
+        (TimeoutError("late"), StoreUnavailableError),
+        (ConnectionResetError("gone"), StoreUnavailableError),
+        (RuntimeError("503 slow down"), StoreUnavailableError),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, Exception) else each.__name__,
+)
+async def test_errors_are_told_apart_and_lose_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    kind: type[StoreError],
+) -> None:
+    fsspec.register_implementation("failing", FailingFileSystem, clobber=True)
+    far = store(f"failing://{uuid.uuid4().hex}")
+    entry = await far.commit(KEY, stage_step(tmp_path / KEY.run, 1))
+    monkeypatch.setattr(FailingFileSystem, "error", error)
+    for call in (
+        lambda: far.commit(KEY, stage_step(tmp_path / KEY.run, 2)),
+        lambda: far.list(KEY),
+        lambda: far.fetch(KEY, 1, tmp_path / "fetched"),
+        lambda: far.delete(KEY, [1], []),
+        lambda: far.drop_optimizer(KEY, [1]),
+        lambda: far.sweep(KEY, 0.0),
+    ):
+        with pytest.raises(StoreError, match=str(error)) as caught:
+            await call()
+        assert type(caught.value) is kind and caught.value.retryable is (kind is StoreUnavailableError)
+    monkeypatch.setattr(FailingFileSystem, "error", None)
+    assert list(await far.list(KEY)) == [entry]
+    await far.commit(KEY, stage_step(tmp_path / KEY.run, 2))
+    gc.collect()
+    assert "never retrieved" not in caplog.text, "of several uploads that fail the first one is told, once"
