@@ -14,6 +14,7 @@ from art_core.builtin.fsspec import FsspecStoreOptions
 from art_core.part import StorePart
 from art_core.plugins import load_part
 from art_core.testing import DirectoryObjects, StoreConformance
+from tests.kit.sqlite_store import SqliteObjects, SqliteStoreOptions, sqlite_part
 
 
 class TestFileStore(StoreConformance):
@@ -81,3 +82,22 @@ class TestFsspecStoreOfOneWriter(TestFsspecStore):
     @classmethod
     def options(cls) -> FsspecStoreOptions:
         return FsspecStoreOptions(url="memory://kit/leased", single_writer=True)
+
+
+class TestSqliteStore(StoreConformance):
+    """One that somebody else would write, over nothing that the other stores stand on."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def part(cls) -> StorePart:
+        return sqlite_part()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def options(cls, tmp_path_factory: pytest.TempPathFactory) -> SqliteStoreOptions:
+        return SqliteStoreOptions(path=str(tmp_path_factory.mktemp("database") / "checkpoints"))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def objects(cls, options: SqliteStoreOptions) -> SqliteObjects:
+        return SqliteObjects(options.path)

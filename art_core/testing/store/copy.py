@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from art_core.checkpoint import MANIFEST, OPTIMIZER, verify
+from art_core.checkpoint import ADAPTER, MANIFEST, OPTIMIZER, Manifest, verify
 from art_core.errors import CheckpointCorruptError, CheckpointNotFoundError, StoreError
 from art_core.protocols.store import CheckpointStore, StoreEntry
 from art_core.run_key import RunKey
 from art_core.testing.adapter import AdapterShape
 from art_core.testing.promise import promised, refused
 from art_core.testing.shelf import Shelf
-from art_core.testing.store.bench import Objects, StoreCase, added, fetched
+from art_core.testing.store.bench import Maker, Objects, StoreCase, added, fetched
 
 
 class StoreCopies(StoreCase):
@@ -79,6 +80,26 @@ class StoreCopies(StoreCase):
                 await _never_given_out(store, run, first, one, tmp_path / str(number))
                 objects[one] = whole
 
+    async def test_a_manifest_that_names_other_places_is_refused(
+        self, store: CheckpointStore, make: Maker, run: RunKey, shelf: Shelf, objects: Objects, tmp_path: Path
+    ) -> None:
+        """A manifest whose file names lead elsewhere, or are a pickle's, is refused; nothing is written for them."""
+        before = set(objects)
+        entry = await store.commit(run, shelf.stage(1, AdapterShape(1)))
+        whole = {key: objects[key] for key in added(objects, before) if b'"manifest_sha256"' in objects[key]}
+        promised(whole, "what is listed stands on a manifest in the place", added(objects, before))
+        for number, name in enumerate(["../a.json", str(tmp_path / "b.json"), "c/d.json", "e\0.json", ".f", "g.bin"]):
+            for key in whole:
+                objects[key] = _naming(entry.manifest, name)
+            promised(not await make().list(run), f"a manifest that names {name!r} is not listed")
+            with refused(CheckpointCorruptError, f"fetch refuses a manifest that names {name!r}"):
+                await make().fetch(run, 1, tmp_path / "outside" / str(number))
+        left = [path for path in (tmp_path / "outside").rglob("*") if path.is_file()]
+        promised(not left and not (tmp_path / "b.json").exists(), "nothing is written for a hostile name", left)
+        for key, text in whole.items():
+            objects[key] = text
+        promised(list(await make().list(run)) == [entry], "once it is mended it is listed again")
+
     async def test_a_step_without_optimizer_state_can_be_verified(
         self, store: CheckpointStore, run: RunKey, shelf: Shelf, tmp_path: Path
     ) -> None:
@@ -98,6 +119,13 @@ class StoreCopies(StoreCase):
         again = await store.commit(run, shelf.stage(1, AdapterShape(1)))
         promised(again == entries[0], "committing the same content again brings nothing back", again)
         promised(list(await store.delete(run, [1], [])) == [1], "a step that has lost it can be deleted")
+
+
+def _naming(manifest: Manifest, name: str) -> bytes:
+    """A manifest that calls the adapter so; it says nothing of its own digest, so it is believed to be whole."""
+    fields = manifest.model_dump(mode="json")
+    fields["files"] = {name if each == ADAPTER else each: record for each, record in fields["files"].items()}
+    return json.dumps(fields).encode()
 
 
 def _damage(objects: Objects, key: str, damage: str) -> None:
