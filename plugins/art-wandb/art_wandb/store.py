@@ -142,7 +142,7 @@ class WandbStore:
         idle = [each for step, versions in states.items() for each in versions[step in needed :]]
         swept = 0
         for kind, versions in (("lora", beaten), ("optimizer", idle)):
-            old = [each for each in versions if each.created_s <= now_s - older_than_s]
+            old = [each for each in versions if int(each.created_s) <= now_s - older_than_s]  # it says whole seconds
             await self._client.remove(run, kind, old)  # type: ignore[arg-type]
             swept += len(old)
         return swept

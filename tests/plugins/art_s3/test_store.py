@@ -160,6 +160,38 @@ async def test_errors_are_told_apart(
         await store.commit(KEY, staged(tmp_path, 2))
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [(403, "AccessDenied", StoreError), pytest.param(503, "SlowDown", StoreUnavailableError, marks=pytest.mark.heavy)],
+)
+async def test_what_removes_tells_them_apart_too(
+    place: Place, server: str, tmp_path: Path, status: int, code: str, error: type[StoreError]
+) -> None:
+    """A removal that is refused removes nothing that was to stay, and can be made again."""
+    spoil = Spoil()
+    with proxy(server, spoil) as address:
+        store = place.store(endpoint_url=address)
+        for step in (1, 2, 3):
+            await store.commit(KEY, staged(tmp_path, step))
+        calls = {
+            "runs": store.runs,
+            "drop": lambda: store.drop_optimizer(KEY, [2]),
+            "delete": lambda: store.delete(KEY, [1], [3]),
+            "sweep": lambda: store.sweep(KEY, 0.0),
+        }
+        for name, call in calls.items():
+            spoil.answer = lambda method, path: (status, code)
+            with pytest.raises(StoreError, match=code) as caught:
+                await call()
+            assert type(caught.value) is error, (name, caught.value)
+            assert caught.value.retryable is (error is StoreUnavailableError)
+            spoil.answer = lambda method, path: None
+            assert {2, 3} <= {entry.step for entry in await store.list(KEY)}
+            await call()
+        entries = await store.list(KEY)
+        assert [(entry.step, bool(entry.dropped)) for entry in entries] == [(2, True), (3, False)]
+
+
 async def test_a_server_that_is_silent_or_gone_is_unavailable(place: Place, server: str, tmp_path: Path) -> None:
     spoil = Spoil(answer=lambda method, path: (0, ""))
     with proxy(server, spoil) as address:

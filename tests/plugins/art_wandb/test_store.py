@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,9 @@ from art_wandb.name import artifact_name, optimizer_name, project_name
 from art_wandb.options import WandbStoreOptions
 from art_wandb.process import WANDB
 from art_wandb.store import WandbStore
+from art_wandb.version import lora_metadata, state_metadata
 
-from art_core.checkpoint import ADAPTER, Checkpoint, verify
+from art_core.checkpoint import ADAPTER, OPTIMIZER, Checkpoint, manifest_bytes, verify
 from art_core.errors import (
     CheckpointCorruptError,
     CommitConflictError,
@@ -28,6 +32,9 @@ from art_core.protocols.store import StoreEntry
 from art_core.run_key import RunKey
 from tests.servers.wandb import WandbServer
 from tests.staged import stage_step
+
+MANY, PAGE = 2_000, 200
+"""Steps in a long run, and how many the SDK is asked for at a time."""
 
 
 def staged(tmp_path: Path, run: RunKey, step: int, seed: int | None = None) -> Checkpoint:
@@ -237,3 +244,107 @@ async def test_the_process_is_killed_at_every_change(
     steps = [entry.step for entry in await store.list(run)]
     assert len(server.record.versions(run.project, artifact_name(run.run))) == len(steps)
     assert len(server.record.versions(run.project, optimizer_name(run.run))) == len(steps)
+
+
+async def remove(store: WandbStore, run: RunKey, work: str, step: int) -> None:
+    match work:
+        case "delete":
+            await store.delete(run, [step], [step + 1])
+        case "drop":
+            await store.drop_optimizer(run, [step])
+        case "sweep":
+            await store.sweep(run, 0.0)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("work", ["delete", "drop", "sweep"])
+async def test_the_process_is_killed_at_every_removal(
+    server: WandbServer, store: WandbStore, run: RunKey, tmp_path: Path, work: str
+) -> None:
+    """What was not to go stays whole, whatever instant it was; made again, the call ends as it would have."""
+    kept, dropped, struck = list[int](), list[int](), 0
+    for point in itertools.count(1):
+        step = 10 * point
+        for number in (step, step + 1):
+            await store.commit(run, staged(tmp_path, run, number))
+        if work == "sweep":  # commits that were cut short: states without their adapters
+            for version in server.record.versions(run.project, artifact_name(run.run))[:2]:
+                server.record.delete(version)
+        killed = await kills(server, lambda step=step: remove(store, run, work, step), [point], True)
+        struck += killed
+        entries = {entry.step: entry for entry in await store.list(run)}
+        kept += [step + 1] if work == "delete" else [step, step + 1] if work == "drop" else []
+        assert {*kept} <= entries.keys() <= {*kept, step}
+        for number in {step, step + 1} & entries.keys():
+            fetched = await store.fetch(run, number, tmp_path / f"fetched {number}")
+            assert verify(fetched.directory, entries[number].manifest) == entries[number].manifest
+        await remove(store, run, work, step)
+        dropped += [step] if work == "drop" else []
+        listed = await store.list(run)
+        assert [entry.step for entry in listed] == kept
+        assert [entry.step for entry in listed if entry.dropped == {OPTIMIZER}] == dropped
+        if not killed:
+            break
+    print(f"{struck} kills of {work}")
+    assert struck >= 2
+    await store.sweep(run, 0.0)
+    assert len(server.record.versions(run.project, artifact_name(run.run))) == len(kept)
+    assert len(server.record.versions(run.project, optimizer_name(run.run))) == len(kept) - len(dropped)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(401, StoreError), pytest.param(503, StoreUnavailableError, marks=pytest.mark.heavy)],
+)
+async def test_every_call_tells_what_may_pass_and_loses_nothing(
+    server: WandbServer, store: WandbStore, run: RunKey, tmp_path: Path, status: int, error: type[StoreError]
+) -> None:
+    """A key that ran out, and a server that is down: the same call succeeds once that is over."""
+    for step in (1, 2, 3):
+        await store.commit(run, staged(tmp_path, run, step))
+    calls: dict[str, Callable[[], Any]] = {
+        "runs": store.runs,
+        "list": lambda: store.list(run),
+        "fetch": lambda: store.fetch(run, 3, tmp_path / "fetched"),
+        "drop": lambda: store.drop_optimizer(run, [2]),
+        "delete": lambda: store.delete(run, [1], [3]),
+        "sweep": lambda: store.sweep(run, 0.0),
+    }
+    for name, call in calls.items():
+        server.fault = lambda method, asked: status
+        with pytest.raises(StoreError) as caught:
+            await call()
+        assert type(caught.value) is error, (name, caught.value)
+        assert caught.value.retryable is (error is StoreUnavailableError)
+        assert error is StoreUnavailableError or "set WANDB_API_KEY" in str(caught.value), (name, caught.value)
+        server.fault = None
+        assert {3} <= {entry.step for entry in await store.list(run)}
+        await call()
+    entries = await store.list(run)
+    assert [(entry.step, bool(entry.dropped)) for entry in entries] == [(2, True), (3, False)]
+
+
+@pytest.mark.heavy
+async def test_many_steps_are_listed_by_few_requests(
+    server: WandbServer, store: WandbStore, run: RunKey, tmp_path: Path
+) -> None:
+    """All versions but the first are written past the store: copies of that one under manifests of their own."""
+    first = await store.commit(run, staged(tmp_path, run, 0))
+    names = {"lora": artifact_name(run.run), "optimizer": optimizer_name(run.run)}
+    originals = {kind: server.record.versions(run.project, name)[0] for kind, name in names.items()}
+    for step in range(1, MANY):
+        manifest = first.manifest.model_copy(update={"step": step})
+        text = {"manifest.json": manifest_bytes(manifest)}
+        for kind, original in originals.items():
+            known = lora_metadata(run, manifest, False) if kind == "lora" else state_metadata(run, manifest)
+            files, place = {**original.files, **text}, f"{kind} {step}"
+            made = replace(original, id=place, version=step, metadata=json.dumps(known), files=files, aliases=set())
+            server.record.artifacts[made.id] = made
+    asked, start = len(server.asked), time.perf_counter()
+    assert [entry.step for entry in await store.list(run)] == list(range(MANY))
+    requests = len(server.asked) - asked
+    print(f"list of {MANY} steps: {requests} requests, {time.perf_counter() - start:.2f} s")
+    assert requests <= 2 * (MANY // PAGE + 2)
+    for kind in originals:  # so that other tests of this server need not carry them
+        for step in range(1, MANY):
+            del server.record.artifacts[f"{kind} {step}"]
