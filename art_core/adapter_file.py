@@ -6,6 +6,7 @@ damaged, hostile, or made for another base model is refused with its name and wh
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -157,7 +158,8 @@ def read_bytes(path: Path, limit_bytes: int) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise _corrupt(f"{path.name} in {path.parent} can't be opened as a regular file: {error.strerror}") from error
+        why = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise _corrupt(f"{path.name} in {path.parent} can't be opened as a regular file: {why}") from error
     with open(fd, "rb") as file:  # noqa: PTH123 - the descriptor was opened without following links
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:

@@ -236,7 +236,7 @@ class NoRouteError(RouteError, LookupError):
 
 
 def nearest(seen: str, allowed: Iterable[str]) -> str:
-    """End of a message about an unknown name: the nearest allowed one, and all of them.
+    """End of a message about an unknown name: the nearest allowed one, and all of them unless they are very many.
 
     Args:
         seen: The name that was given.
@@ -248,7 +248,7 @@ def nearest(seen: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     close = difflib.get_close_matches(seen, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(names) or 'none'}"
+    return hint.strip() if hint and len(names) > 60 else f"{hint}known: {', '.join(names) or 'none'}"
 
 
 def to_wire(error: BaseException) -> dict[str, Any]:

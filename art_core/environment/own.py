@@ -97,7 +97,8 @@ def unmet(own: Sequence[OwnDistribution], installed: Mapping[str, str], python: 
 def packages(site: Path) -> dict[str, str]:
     """What is installed in a ``site-packages`` directory: canonical name to version."""
     found: Iterator[Distribution] = iter(distributions(path=[str(site)]))
-    return {canonicalize_name(each.metadata["Name"]): each.version for each in found}
+    # one that was removed by halves has no name
+    return {canonicalize_name(name): each.version for each in found if (name := each.metadata["Name"])}
 
 
 def with_own(place: Place, names: Sequence[str]) -> Path:

@@ -21,6 +21,10 @@ def test_the_nearest_name_is_suggested_and_all_are_listed(seen: str, expected: s
     assert nearest(seen, ["torch", "file", "reload"]) == expected
 
 
+def test_of_very_many_names_the_nearest_alone_is_told() -> None:
+    assert nearest("name7x", [f"name{number}" for number in range(99)]) == "did you mean 'name7'?"
+
+
 def test_nothing_to_choose_from_is_said() -> None:
     assert nearest("torch", []) == "known: none"
 

@@ -87,6 +87,11 @@ _START = (
     _cause(r"(?P<model>\w+) does not support LoRA yet", "vLLM has no LoRA for {model}; choose another model"),
     _cause(r"Address already in use", "its port is taken; start it again"),
     _cause(
+        r"LocalEntryNotFoundError|RepositoryNotFoundError|HFValidationError|couldn't connect to",
+        "the base model is neither a local directory nor a hub name that can be reached; give a local directory in "
+        "Hugging Face layout, or a hub name that is cached or online",
+    ),
+    _cause(
         r"(?:Cannot find any model weights|does not appear to have a file named|SafetensorError|HeaderTooLarge)",
         "the base model's files are not whole; give a directory in Hugging Face layout with safetensors weights",
     ),

@@ -303,6 +303,8 @@ def test_somebody_elses_change_is_seen_and_an_environment_is_removed(
     assert used == interpreter(spec, tmp_path)
     assert problems[0] == "quiver==2.1 (installed: 2.0); art env remove bow, then art env create bow"
     assert problems[1].startswith("import quiver: OSError: string broke; see all of it by: ")
+    metadata.unlink()  # as a removal that was cut short leaves it
+    assert check(spec, tmp_path)[1][0].startswith("quiver==2.1 (installed: none); art env remove bow")
     assert remove("bow", tmp_path, {"bow": spec}, unused_only=True) == []
     with place.lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -26,6 +26,7 @@ LOGS = {
     "RuntimeError: Unsupported CPU attention configuration: head_dim=16 isa=2 kv_cache_idx=0": "(head_dim=16 isa=2",
     "ValueError: MambaForCausalLM does not support LoRA yet.": "no LoRA for MambaForCausalLM",
     "OSError: [Errno 98] Address already in use": "port is taken",
+    "huggingface_hub.errors.LocalEntryNotFoundError: Got: ConnectError": "neither a local directory nor a hub name",
     "safetensors_rust.SafetensorError: Error while deserializing header: HeaderTooLarge": "files are not whole",
 }
 
