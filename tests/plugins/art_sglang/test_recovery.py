@@ -35,13 +35,16 @@ async def test_steps_are_trained_served_and_proved(alive: Life) -> None:
 
 
 async def test_the_scheduler_killed_while_it_generates(alive: Life) -> None:
-    noticed_s = await alive.noticed_at_work("scheduler")
-    before = alive.backend.route.current().policy.step
-    start = time.perf_counter()
-    assert await alive.train() == before + 1
-    print(f"noticed after {noticed_s:.2f} s, trained and served again after {time.perf_counter() - start:.1f} s")
-    assert (await alive.ask("sglang")).model == f"sglang@{before + 1}"
-    await alive.whole()
+    """The newest step and the leased older one are loaded and proved again."""
+    async with alive.door.adapter_lease(alive.model, 2):
+        noticed_s = await alive.noticed_at_work("scheduler")
+        before = alive.backend.route.current().policy.step
+        start = time.perf_counter()
+        assert await alive.train() == before + 1
+        print(f"noticed after {noticed_s:.2f} s, trained and served again after {time.perf_counter() - start:.1f} s")
+        assert (await alive.ask("sglang")).model == f"sglang@{before + 1}"
+        assert (await alive.ask("sglang@2")).model == "sglang@2"
+        await alive.whole()
 
 
 async def test_killed_during_a_load_the_same_call_of_train_goes_on(
