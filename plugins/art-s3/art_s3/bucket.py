@@ -175,7 +175,8 @@ class S3Bucket:
         ):
             now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
             for upload in page.get("Uploads", []):
-                if (now - upload["Initiated"]).total_seconds() >= older_than_s:
+                begun = upload["Initiated"].replace(microsecond=0)  # the header's clock tells whole seconds
+                if (now - begun).total_seconds() >= older_than_s:
                     where = {"Bucket": self._name, "Key": upload["Key"], "UploadId": upload["UploadId"]}
                     self._client.abort_multipart_upload(**where)
                     aborted += 1
