@@ -261,3 +261,47 @@ async def test_a_reference_step_that_is_torn_or_hostile_is_refused(
     assert verify(Path(done["directory"])).origin == "p/old@0"
     assert snapshot(run) == before
     assert await FileStore(tmp_path).runs()
+
+
+UNSLOTH = {
+    "base_model_name_or_path": "unsloth/tiny-bnb-4bit",
+    "auto_mapping": {"base_model_class": "LlamaForCausalLM", "unsloth_fixed": True},
+    "target_modules": "(?:.*?(?:layers).*?(?:self_attn|mlp).*?(?:[qkvo]_proj|(?:gate|up|down)_proj).*?)",
+    "loftq_config": {},
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "layer_replication": None,
+    "exclude_modules": None,
+    "megatron_core": "megatron.core",
+    "trainable_token_indices": None,
+    "lora_bias": False,
+    "init_lora_weights": True,
+}
+"""What its trainer's library writes besides; the modules as one pattern, the base as the library calls it."""
+
+
+async def test_odd_things_in_a_reference_run_are_passed_over(tmp_path: Path, tiny_model: Path) -> None:
+    """Tokenizers, pickles and directories beside an adapter, saves cut short at once, links, names without zeros."""
+    run = write_reference_run(tmp_path / "theirs", tiny_model, (1, 2, 3))
+    checkpoints = run / "checkpoints"
+    for directory in checkpoints.iterdir():
+        for name in ("tokenizer.json", "special_tokens_map.json", "merges.txt", "chat_template.jinja", "optimizer.pt"):
+            (directory / name).write_bytes(b"\x80\x04{}")
+        (directory / "global_step1").mkdir()
+        config = json.loads((directory / ADAPTER_CONFIG).read_text())
+        (directory / ADAPTER_CONFIG).write_text(json.dumps(config | UNSLOTH))
+    edit_tensors(checkpoints / "0000", lambda each: [each[name].fill(0) for name in each if "lora_B" in name])
+    (checkpoints / "0002").rename(checkpoints / "7")
+    for name in ("0008", ".cache", "\u0669"):
+        (checkpoints / name).mkdir()
+    (checkpoints / "notes.txt").write_text("9")
+    (checkpoints / "latest").symlink_to("0001")
+    before = snapshot(run)
+    options = ("--path", str(tmp_path / "ours"), "--base-model", str(tiny_model))
+    for asked, step in (("", 7), ("@1", 1), ("@0", 0)):
+        done = await fork("--from", f"{run}{asked}", "--run", f"p/from-{step}", *options)
+        assert verify(Path(done["directory"])).origin == f"p/old@{step}"
+        assert sorted(done["manifest"]["files"]) == [ADAPTER_CONFIG, ADAPTER]
+    with pytest.raises(CheckpointNotFoundError, match="has no step 8; the newest before it is 7"):
+        await fork("--from", f"{run}@8", "--run", "p/none", *options)
+    assert snapshot(run) == before
