@@ -23,6 +23,7 @@ class Streams:
 
     def __init__(self, http: httpx.AsyncClient, name: str) -> None:
         self.tokens = 0
+        self._waiting, self._under_way = set(range(STREAMS)), asyncio.Event()
         self._tasks = [asyncio.ensure_future(self._run(http, name, number)) for number in range(STREAMS)]
 
     async def _run(self, http: httpx.AsyncClient, name: str, number: int) -> None:
@@ -43,7 +44,21 @@ class Streams:
                     for event in events:
                         if event.startswith(b"data: {"):
                             choices = json.loads(event[6:])["choices"]
-                            self.tokens += sum(len(each.get("token_ids") or ()) for each in choices)
+                            self._count(number, sum(len(each.get("token_ids") or ()) for each in choices))
+
+    def _count(self, number: int, tokens: int) -> None:
+        self.tokens += tokens
+        if tokens:
+            self._waiting.discard(number)
+        if not self._waiting:
+            self._under_way.set()
+
+    async def under_way(self) -> None:
+        """Wait until each of them has got a token."""
+        begun = asyncio.ensure_future(self._under_way.wait())
+        await asyncio.wait([begun, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        begun.cancel()
+        self._raise()
 
     async def rate(self, seconds: float, meanwhile: Callable[[], Awaitable[None]] | None, every_s: float) -> float:
         """Tokens a second in a window, with a call every few seconds or without."""
@@ -79,7 +94,7 @@ class Windows:
     async def pair(
         self, http: httpx.AsyncClient, name: str, meanwhile: Callable[[], Awaitable[None]], *, calm_first: bool
     ) -> Mapping[bool, float]:
-        """Two windows of the same streams, after one that is not counted.
+        """Two windows of the same streams, once all are under way.
 
         Args:
             http: To a server.
@@ -92,7 +107,7 @@ class Windows:
         """
         streams = Streams(http, name)
         try:
-            await streams.rate(self.every_s, None, self.every_s)
+            await streams.under_way()
             order = (False, True) if calm_first else (True, False)
             return {busy: await streams.rate(self.seconds, meanwhile if busy else None, self.every_s) for busy in order}
         finally:
