@@ -342,9 +342,10 @@ async def test_many_steps_are_listed_by_few_requests(
             server.record.artifacts[made.id] = made
     asked, start = len(server.asked), time.perf_counter()
     assert [entry.step for entry in await store.list(run)] == list(range(MANY))
-    requests = len(server.asked) - asked
+    # only these: what the SDK asks by itself of a run that it has open comes when it will
+    requests = sum("ProjectArtifacts" in each for each in server.asked[asked:])
     print(f"list of {MANY} steps: {requests} requests, {time.perf_counter() - start:.2f} s")
-    assert requests <= 2 * (MANY // PAGE + 2)
+    assert 2 * MANY // PAGE <= requests <= 2 * (MANY // PAGE + 2)
     for kind in originals:  # so that other tests of this server need not carry them
         for step in range(1, MANY):
             del server.record.artifacts[f"{kind} {step}"]
