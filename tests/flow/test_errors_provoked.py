@@ -77,7 +77,7 @@ SCENARIOS: dict[type[ArtError], tuple[Scenario, str]] = {
     errors.StoreUnavailableError: (by.store_unavailable, "below s3://b/ now: .*127.0.0.1:9"),
     errors.CheckpointNotFoundError: (by.checkpoint_not_found, "nobody has no checkpoint.*name another run"),
     errors.CommitConflictError: (by.commit_conflict, "another checkpoint stands at .*; delete step"),
-    errors.RunLockedError: (by.run_locked, r"held by process \d+ on .* since .*; end that process, or choose another"),
+    errors.RunLockedError: (by.run_locked, r"held by process \d+ on .* since .*, which is this one: close the backend"),
     errors.PublishError: (by.publish, "is published already; retract it"),
     errors.PublishTimeoutError: (by.publish_timeout, "no adapter slot came free"),
     errors.RouteError: (by.route, r"not running; call start\(\)"),
