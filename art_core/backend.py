@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from art_core.base_model import ModelInfo, require_same_base
+from art_core.base_model import ModelInfo, require_same_base, require_trained_on
 from art_core.checkpoint import StoredCheckpoint, write_manifest
 from art_core.compose import Parts
 from art_core.config import Timeouts
@@ -106,7 +106,8 @@ async def open_backend(parts: Parts, spec: BackendSpec, observers: Observers) ->
         observers: Who is told.
 
     Raises:
-        ConfigError: Engine and trainer hold different base models, or the engine has too few adapter slots.
+        ConfigError: Engine and trainer hold different base models, or another one than the run was trained on; or the
+            engine has too few adapter slots.
         RunError: A part did not start, or the newest step can't be served; everything is stopped again.
     """
     async with AsyncExitStack() as stack:
@@ -143,6 +144,8 @@ async def _start(parts: Parts, spec: BackendSpec, newest: StoredCheckpoint | Non
     resume_from = newest.directory if newest else None
     endpoint, info = await _both(parts.engine.start(spec.engine), parts.trainer.start(spec.trainer, resume_from))
     require_same_base(endpoint.model, info.model)
+    if newest is not None:
+        require_trained_on(newest.manifest.base_model, info.model, newest.step)
     if endpoint.max_adapters < 2:
         raise ConfigError(
             f"engine {parts.engine_name!r} has {endpoint.max_adapters} adapter slot; at least 2 are needed: "

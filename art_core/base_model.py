@@ -13,6 +13,10 @@ from pydantic import BaseModel, ConfigDict
 from art_core.errors import ConfigError
 
 _SAMPLE_BYTES = 1 << 20
+_PINNED = {"config.json", "tokenizer.json"}
+
+UNKNOWN_DIGEST = "unknown"
+"""In the manifest of a checkpoint whose writer did not say what its base model's files were."""
 
 
 class BaseIdentity(BaseModel):
@@ -46,9 +50,10 @@ class ModelInfo:
 def base_digest(directory: Path) -> str:
     """Digest that tells base models apart without reading tens of gigabytes.
 
-    Covers every ``*.json`` and ``*.safetensors`` file: name, size, and its first and last MiB (which holds
-    the whole safetensors header of all but the largest shards). It does not notice a change that keeps a
-    weight file's size and both of its ends.
+    Covers ``config.json``, ``tokenizer.json`` and every ``*.safetensors`` file, which say what is computed and what a
+    token means: name, size, and its first and last MiB (which holds the whole safetensors header of all but the
+    largest shards). It does not notice a change that keeps a weight file's size and both of its ends. Defaults of
+    sampling and the chat template may change under a run, so their files don't count.
 
     Args:
         directory: The model's local directory.
@@ -57,7 +62,7 @@ def base_digest(directory: Path) -> str:
         Hex sha256.
     """
     total = hashlib.sha256()
-    files = sorted(p for p in directory.iterdir() if p.suffix in {".json", ".safetensors"})
+    files = sorted(p for p in directory.iterdir() if p.suffix == ".safetensors" or p.name in _PINNED)
     for path in files:
         size = path.stat().st_size
         total.update(f"{path.name}\0{size}\0".encode())
@@ -134,6 +139,25 @@ def require_same_base(engine: ModelInfo, trainer: ModelInfo) -> None:
                 f"engine and trainer disagree about the {what}: engine {_short(a)}, trainer {_short(b)} "
                 f"(base model {engine.identity.name!r} and {trainer.identity.name!r}); give both the same one"
             )
+
+
+def require_trained_on(trained: BaseIdentity, held: ModelInfo, step: int) -> None:
+    """Refuse to go on from a step that was trained on another base model.
+
+    Args:
+        trained: Which one its manifest names.
+        held: Which one is loaded now.
+        step: The step.
+
+    Raises:
+        ConfigError: Their digests differ; both are named.
+    """
+    if trained.digest not in (UNKNOWN_DIGEST, held.identity.digest):
+        raise ConfigError(
+            f"step {step} was trained on another base model: {trained.name!r} with digest {_short(trained.digest)}, "
+            f"now {held.identity.name!r} has {_short(held.identity.digest)}; give the one it was trained on, or choose "
+            f"another run name"
+        )
 
 
 def _short(value: object) -> str:

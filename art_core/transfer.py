@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from art_core.adapter_file import read_adapter_config
-from art_core.base_model import BaseIdentity, base_digest
+from art_core.base_model import UNKNOWN_DIGEST, BaseIdentity, base_digest
 from art_core.checkpoint import ADAPTER_CONFIG, Checkpoint, StoredCheckpoint, write_manifest
 from art_core.config import LoRAConfig
 from art_core.errors import CheckpointNotFoundError, CommitConflictError, nearest
@@ -216,7 +216,7 @@ def _adopt(run: Path, step: int, target: ForkTarget, directory: Path) -> Checkpo
         named.get("base_model_name_or_path"),
         target.base_model,
     )
-    identity = BaseIdentity(name=target.base_model, digest=base_digest(base) if base.is_dir() else "unknown")
+    identity = BaseIdentity(name=target.base_model, digest=base_digest(base) if base.is_dir() else UNKNOWN_DIGEST)
     return write_manifest(directory, run=run.name, step=step, base_model=identity)
 
 

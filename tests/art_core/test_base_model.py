@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from art_core.base_model import BaseIdentity, ModelInfo, base_digest, require_same_base
+from art_core.base_model import (
+    UNKNOWN_DIGEST,
+    BaseIdentity,
+    ModelInfo,
+    base_digest,
+    require_same_base,
+    require_trained_on,
+)
 from art_core.errors import ConfigError
 
 MIB = 1 << 20
@@ -66,6 +73,7 @@ def test_the_documented_blind_spot_and_other_files_do_not_count(model: Path) -> 
     before = base_digest(model)
     overwrite(model / "model.safetensors", MIB + MIB // 2, b"\1")
     (model / "README.md").write_text("about something else")
+    (model / "generation_config.json").write_text('{"temperature": 0.6}')
     assert base_digest(model) == before
 
 
@@ -103,3 +111,10 @@ def test_a_long_template_is_shortened_in_the_message() -> None:
         require_same_base(INFO, dataclasses.replace(INFO, chat_template="x" * 5000))
     assert "(5002 characters)" in str(raised.value)
     assert len(str(raised.value)) < 500
+
+
+def test_a_run_goes_on_with_the_base_model_that_it_was_trained_on() -> None:
+    require_trained_on(BaseIdentity(name="elsewhere", digest=INFO.identity.digest), INFO, 7)
+    require_trained_on(BaseIdentity(name=INFO.identity.name, digest=UNKNOWN_DIGEST), INFO, 7)
+    with pytest.raises(ConfigError, match=r"step 7 was trained on another base model: .*choose another run name"):
+        require_trained_on(BaseIdentity(name=INFO.identity.name, digest="f" * 64), INFO, 7)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,17 @@ async def test_missing_base_model(tmp_path: Path) -> None:
 async def test_read_only_path(tiny_model: Path) -> None:
     with pytest.raises((StoreError, ConfigError), match="/proc"):
         await _register(Path("/proc/art"), str(tiny_model), engine="torch", trainer="torch")
+
+
+async def test_a_base_model_that_is_another_one_now(tmp_path: Path, tiny_model: Path) -> None:
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    (base / "config.json").chmod(0o644)
+    await _register(tmp_path / "runs", str(base), engine="torch", trainer="torch")
+    (base / "generation_config.json").unlink(missing_ok=True)  # says nothing about what is computed
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-4}))
+    with pytest.raises(ConfigError, match=r"step 0 was trained on another base model: .*choose another run name"):
+        await _register(tmp_path / "runs", str(base), engine="torch", trainer="torch")
 
 
 @pytest.mark.real
