@@ -97,7 +97,10 @@ async def _before(model: TrainableModel, seed: int, progress: Progress) -> Evalu
         progress.say(f"resumed: {model.get_inference_name()} is served")
         before = Evaluation.from_json(saved["before"])
     elif await model.get_step() > 0:
-        raise ConfigError(f"run {model.run_name!r} was trained, but not by the demo; give another --path")
+        raise ConfigError(
+            f"run {model.run_name!r} is trained, and its answers before training are not on this machine: another "
+            f"program trained it, or a store brought it here; give another --path, and another ART_STORE if one is set"
+        )
     else:
         before = await evaluate(model, seed)
         model.merge_state({"demo": {"before": before.to_json()}})

@@ -82,7 +82,7 @@ async def test_a_resumed_run_goes_on_and_remembers_where_it_began(
 async def test_a_run_that_something_else_trained_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(wrong).install(monkeypatch)
     world.step = 4
-    with pytest.raises(ConfigError, match="trained, but not by the demo"):
+    with pytest.raises(ConfigError, match="its answers before training are not on this machine"):
         await run_demo(DemoSettings(), Place(tmp_path), progress()[0])
     assert world.requests == []
 
