@@ -151,7 +151,7 @@ def judge_agreement(backend: Backend, batch: TrainBatch, result: StepResult, hel
         StaleWeightsError: Nobody could compare the base model's files, and these are others.
     """
     gap = result.metrics.get("offpolicy/engine_logprob_gap")
-    if gap is None or int(batch.policy_steps_BT.max()) != held_step or backend.position.disagreed:
+    if gap is None or int(batch.policy_steps_BT.max()) != held_step:
         return
     dtypes = backend.model.dtype, backend.trainer_info.model.dtype
     if (told := disagreement(gap, *dtypes)) is None:
@@ -163,5 +163,6 @@ def judge_agreement(backend: Backend, batch: TrainBatch, result: StepResult, hel
             f"trainer's, which neither rounding nor quantising explains; start it with the same files. The step was "
             f"not stored, and step {held_step} goes on serving"
         )
-    backend.position.disagreed = True
-    _log.warning("run %r: %s", backend.spec.run.name, told)
+    if not backend.position.disagreed:
+        backend.position.disagreed = True
+        _log.warning("run %r: %s", backend.spec.run.name, told)

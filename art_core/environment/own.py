@@ -97,8 +97,10 @@ def unmet(own: Sequence[OwnDistribution], installed: Mapping[str, str], python: 
 def packages(site: Path) -> dict[str, str]:
     """What is installed in a ``site-packages`` directory: canonical name to version."""
     found: Iterator[Distribution] = iter(distributions(path=[str(site)]))
-    # one that was removed by halves has no name
-    return {canonicalize_name(name): each.version for each in found if (name := each.metadata["Name"])}
+    # one that was removed by halves has neither, and to ask for its name is an error or not, as Python's finder or the
+    # backport's (where anybody has imported that) answers
+    whole = (each for each in found if each.read_text("METADATA") or each.read_text("PKG-INFO"))
+    return {canonicalize_name(each.metadata["Name"]): each.version for each in whole}
 
 
 def with_own(place: Place, names: Sequence[str]) -> Path:
