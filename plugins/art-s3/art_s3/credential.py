@@ -12,6 +12,7 @@ import botocore.session
 from botocore.exceptions import BotoCoreError
 
 from art_core.errors import ConfigError, StoreUnavailableError
+from art_s3.failure import NO_CREDENTIALS
 from art_s3.options import S3StoreOptions
 
 _FRESH_S = 300.0
@@ -43,10 +44,7 @@ class Account:
         except BotoCoreError as error:
             raise StoreUnavailableError(f"AWS credentials can't be renewed: {error}") from error
         if frozen is None:
-            raise ConfigError(
-                "the AWS chain has no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or "
-                "run where there is a role"
-            )
+            raise ConfigError(NO_CREDENTIALS)
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,

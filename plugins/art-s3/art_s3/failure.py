@@ -25,6 +25,12 @@ FINAL = {
 }
 """S3 error code to the next step to take. Any code that is not here may pass by itself."""
 
+NO_CREDENTIALS = (
+    "the AWS chain has no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or run where "
+    "there is a role"
+)
+"""What stands in obstore's error when its asking for credentials has failed so: it keeps an error's text only."""
+
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _STATUS = re.compile(r"status (\d{3})|(\d{3}) [A-Z][\w ]+(?=:|\))")
 
@@ -50,6 +56,8 @@ def s3_errors(what: str) -> Iterator[None]:
     except ClientError as error:
         raise _error(what, error.response.get("Error", {}).get("Code", ""), str(error)) from error
     except (BaseError, BotoCoreError, OSError) as error:
+        if NO_CREDENTIALS in str(error):
+            raise StoreError(f"can't {what}: {NO_CREDENTIALS}") from error
         found = _CODE.search(str(error))
         raise _error(what, found[1] if found else "", _text(error)) from error
 

@@ -115,8 +115,9 @@ async def test_a_profile_gives_the_credentials(place: Place, tmp_path: Path, mon
     with pytest.raises(ConfigError, match=r"the AWS configuration can't be used: .*nobody"):
         place.store(profile="nobody")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(StoreError, match="the AWS chain has no credentials"):
+    with pytest.raises(StoreError, match="the AWS chain has no credentials") as raised:
         await place.store().check()
+    assert not raised.value.retryable
 
 
 @pytest.mark.parametrize(
