@@ -24,7 +24,7 @@ from art_core.errors import RouteError, RunError
 from art_core.gateway import Gateway
 from art_core.route import RouteTable
 from art_core.server import ServerThread
-from art_core.testing.condition import LONGEST_S
+from art_core.testing.condition import LONGEST_S, NOTICED_S, within
 from tests.art_core.fake_engine_http import BASE, KEY, FakeEngine
 from tests.art_core.test_route import policy
 
@@ -283,7 +283,8 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_and_not_as_if_whole(s
 async def test_an_engine_that_is_down_is_said(front: Front) -> None:
     front.engine.close()
     for stream in (False, True):
-        answer = await front.client.post(CHAT, json=chat(stream=stream))
+        with within(NOTICED_S, "an engine that is down is said"):
+            answer = await front.client.post(CHAT, json=chat(stream=stream))
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
         assert answer.json()["error"]["code"] == "engine_unavailable"

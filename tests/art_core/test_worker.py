@@ -34,7 +34,7 @@ from art_core.errors import (
 )
 from art_core.message import decode, encode, own_versions, skew
 from art_core.step import StepConfig
-from art_core.testing.condition import LONGEST_S, until
+from art_core.testing.condition import LONGEST_S, NOTICED_S, TOLD_S, until, within
 from art_core.worker import TrainerWorker
 from tests.numpy_trainer import ASKING, FACTORY, SPEC, make_batch
 
@@ -215,9 +215,8 @@ async def test_kill_9_mid_step_is_noticed(worker: TrainerWorker, tmp_path: Path)
     step = asyncio.create_task(worker.step(make_batch(), asking("block")))
     await logged(tmp_path / "logs" / "trainer.log", "waiting")
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(
-        TrainerUnavailableError, match=r"(?s)was killed by SIGKILL; last lines of .*trainer.log:\n.*waiting"
-    ):
+    told = r"(?s)was killed by SIGKILL; last lines of .*trainer.log:\n.*waiting"
+    with within(NOTICED_S, "a kill is noticed"), pytest.raises(TrainerUnavailableError, match=told):
         await step
     with pytest.raises(TrainerUnavailableError, match="was killed by SIGKILL"):
         await worker.step(make_batch(), StepConfig())
@@ -241,7 +240,7 @@ async def test_kill_9_in_any_call_is_noticed_and_it_starts_again(
     running = asyncio.ensure_future(calls[call]())
     await logged(tmp_path / "logs" / "trainer.log", "waiting")
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(TrainerUnavailableError, match="was killed by SIGKILL"):
+    with within(TOLD_S, "a kill is told"), pytest.raises(TrainerUnavailableError, match="was killed by SIGKILL"):
         await running
     assert await pid_of(worker) != pid
     assert (await worker.step(make_batch(), StepConfig())).metrics["steps"] == 1

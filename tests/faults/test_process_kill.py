@@ -21,7 +21,7 @@ from art_core.checkpoint import ADAPTER, verify
 from art_core.config import LoRAConfig
 from art_core.errors import RunLockedError
 from art_core.run import RunDirectory
-from art_core.testing.condition import LONGEST_S
+from art_core.testing.condition import LONGEST_S, NOTICED_S, within
 from art_core.testing.condition import until as waiting
 from art_core.testing.family import survivors
 from tests.art_core.test_run import HOLD
@@ -110,7 +110,8 @@ async def test_trainer_killed_mid_step_is_started_again(tmp_path: Path, tiny_mod
             await asyncio.wait_for(until(process, "served", "error"), 0.5)
         trainer.kill()
         start = time.perf_counter()
-        assert await until(process, "error") == ["error", "TrainerUnavailableError", "True"]
+        with within(NOTICED_S, "a trainer that is killed is noticed"):
+            assert await until(process, "error") == ["error", "TrainerUnavailableError", "True"]
         print(f"noticed after {time.perf_counter() - start:.2f} s")
         assert await until(process, "served") == ["served", "1"]
         await until(process, "served")

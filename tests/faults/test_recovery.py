@@ -25,7 +25,7 @@ from art_core.config import Timeouts
 from art_core.errors import EngineDiedError
 from art_core.policy import ProofKind
 from art_core.protocols.engine import EngineSpec
-from art_core.testing.condition import until
+from art_core.testing.condition import NOTICED_S, until, within
 from art_core.testing.family import survivors
 from tests.flow.agent import by_length, gather
 
@@ -77,7 +77,8 @@ class Alive:
             patch.setattr(self.backend.engine, "health", counted)
             start = time.perf_counter()
             self.engine.kill()
-            await until(known, "the engine's death is known")
+            with within(NOTICED_S, "the engine's death is known"):
+                await until(known, "the engine's death is known")
             assert len(looks) <= LOOKS
         return time.perf_counter() - start
 

@@ -13,7 +13,7 @@ import art
 from art.local import LocalBackend
 from art_core.checkpoint import verify
 from art_core.errors import TrainerUnavailableError
-from art_core.testing.condition import until
+from art_core.testing.condition import TOLD_S, until, within
 from tests.flow.agent import by_length, gather
 
 
@@ -38,7 +38,7 @@ async def test_killed_mid_save_the_last_step_stands_and_the_next_train_works(
         written = stop.read_text()
         stop.unlink()
         os.kill(int(written), signal.SIGKILL)
-        with pytest.raises(TrainerUnavailableError, match="was killed by SIGKILL"):
+        with within(TOLD_S, "a kill is told"), pytest.raises(TrainerUnavailableError, match="was killed by SIGKILL"):
             await step
         assert model.get_inference_name() == "m@1"
         checkpoints = tmp_path / "p" / "models" / "m" / "checkpoints"

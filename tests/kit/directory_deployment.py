@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
+
 from art_core.capability import Capabilities
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, StoredCheckpoint, verify
 from art_core.config import PartOptions
@@ -17,6 +19,7 @@ from art_core.errors import PublishError
 from art_core.part import PublisherPart
 from art_core.policy import Proof, ProofKind, PublishedPolicy
 from art_core.protocols.engine import InferenceEngine
+from art_core.testing import DeploymentConformance, DirectoryObjects, Outage
 
 
 class DirectoryOptions(PartOptions):
@@ -76,3 +79,22 @@ def no_directory(root: Path) -> Iterator[None]:
     root.rename(aside)
     yield
     aside.rename(root)
+
+
+class DirectoryDeployment(DeploymentConformance):
+    """The kit on a directory; `part` says which publisher brings steps there."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def options(cls, tmp_path_factory: pytest.TempPathFactory) -> DirectoryOptions:
+        return DirectoryOptions(root=str(tmp_path_factory.mktemp("far")))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def objects(cls, options: DirectoryOptions) -> DirectoryObjects:
+        return DirectoryObjects(Path(options.root))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def outage(cls, options: DirectoryOptions) -> Outage:
+        return lambda: no_directory(Path(options.root))

@@ -20,7 +20,7 @@ from art_core.backend import Backend
 from art_core.config import PartOptions, Timeouts
 from art_core.policy import ProofKind
 from art_core.process import Child
-from art_core.testing.condition import until
+from art_core.testing.condition import NOTICED_S, until, within
 from art_core.testing.family import descendants, survivors
 from tests.flow.agent import by_length, gather
 
@@ -67,7 +67,8 @@ class Life:
             patch.setattr(engine, "health", counted)
             start = time.perf_counter()
             killed.kill()
-            await until(lambda: engine._running is not running, "a killed process is noticed")  # type: ignore[attr-defined]
+            with within(NOTICED_S, "a killed process is noticed"):
+                await until(lambda: engine._running is not running, "a killed process is noticed")  # type: ignore[attr-defined]
             noticed_s = time.perf_counter() - start
         assert len(looks) <= LOOKS
         assert not await survivors(before, timeout_s=60), "no process of the engine outlives another"

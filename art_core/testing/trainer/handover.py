@@ -8,6 +8,7 @@ import psutil
 
 from art_core.capability import Capability
 from art_core.errors import TrainerError, TrainerUnavailableError
+from art_core.testing.condition import TOLD_S, within
 from art_core.testing.promise import need, promised, refused
 from art_core.testing.trainer.bench import LARGE, TrainerBench, TrainerCase
 
@@ -63,7 +64,7 @@ class TrainerHandovers(TrainerCase):
         promised((await bench.trainer.step(bench.batch(), LARGE)).updated, "an offloaded trainer trains after a start")
 
     async def test_killed_in_a_hand_over_it_starts_again_from_what_was_saved(self, bench: TrainerBench) -> None:
-        """OFFLOAD: killed in `offload` that is a TrainerUnavailableError; a start mends it exactly."""
+        """OFFLOAD: killed in `offload` that is a TrainerUnavailableError within 5 s; a start mends it exactly."""
         need(bench.capabilities, Capability.OFFLOAD)
         await bench.trainer.step(bench.batch(), LARGE)
         saved, state = await bench.saved(), await bench.state()
@@ -73,7 +74,8 @@ class TrainerHandovers(TrainerCase):
         done, _ = await asyncio.wait({call}, timeout=0.2)
         promised(not done, "offload waits for its process")
         process.kill()
-        with refused(TrainerUnavailableError, "a process killed in a hand-over is said"):
+        said = "a process killed in a hand-over is said"
+        with within(TOLD_S, said), refused(TrainerUnavailableError, said):
             await call
         await bench.reset(saved)
         promised(await bench.state() == state, "a start after that has what was saved, bit for bit")

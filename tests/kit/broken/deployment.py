@@ -8,8 +8,7 @@ import pytest
 
 from art_core.checkpoint import StoredCheckpoint
 from art_core.part import PublisherPart
-from art_core.testing import DeploymentConformance, DirectoryObjects, Outage
-from tests.kit.directory_deployment import DirectoryOptions, DirectoryPublisher, directory_part, no_directory
+from tests.kit.directory_deployment import DirectoryDeployment, DirectoryPublisher, directory_part
 
 
 class TrustingPublisher(DirectoryPublisher):
@@ -19,23 +18,8 @@ class TrustingPublisher(DirectoryPublisher):
         """Believe it."""
 
 
-class TestTrustingPublisher(DeploymentConformance):
+class TestTrustingPublisher(DirectoryDeployment):
     @pytest.fixture(scope="class")
     @classmethod
     def part(cls) -> PublisherPart:
         return directory_part(TrustingPublisher)
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def options(cls, tmp_path_factory: pytest.TempPathFactory) -> DirectoryOptions:
-        return DirectoryOptions(root=str(tmp_path_factory.mktemp("far")))
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def objects(cls, options: DirectoryOptions) -> DirectoryObjects:
-        return DirectoryObjects(Path(options.root))
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def outage(cls, options: DirectoryOptions) -> Outage:
-        return lambda: no_directory(Path(options.root))

@@ -30,7 +30,7 @@ from art_core.config import Timeouts
 from art_core.errors import CapabilityError, CheckpointCorruptError, EngineDiedError, EngineError
 from art_core.protocols.engine import Endpoint, EngineSpec
 from art_core.testing.adapter import AdapterShape, adaptable_modules, edit_config, edit_tensors
-from art_core.testing.condition import until
+from art_core.testing.condition import NOTICED_S, until, within
 from art_core.testing.family import descendants, survivors
 from art_core.testing.shelf import Shelf
 from tests.plugins.art_torch.engine_sample import Reference
@@ -301,7 +301,8 @@ async def test_the_scheduler_s_death_is_the_engine_s_and_leaves_nothing(server: 
     answer = asyncio.create_task(server.chat(max_tokens=400, ignore_eos=True))
     await server.running(1)
     scheduler.kill()
-    with pytest.raises(EngineDiedError, match=r"a process of SGLang has ended"):
+    died = pytest.raises(EngineDiedError, match=r"a process of SGLang has ended")
+    with within(NOTICED_S, "the scheduler's death is the engine's"), died:
         for _ in range(LOOKS):
             await asyncio.sleep(Timeouts().health_s)
             await server.engine.health()

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from art_core.errors import TrainerUnavailableError
+from art_core.testing.condition import TOLD_S, within
 
 
 def trainer_process() -> psutil.Process:
@@ -18,7 +19,7 @@ def trainer_process() -> psutil.Process:
 
 
 async def killed(process: psutil.Process, call: Awaitable[object]) -> None:
-    """Kill a process; the call that it is making must say so."""
+    """Kill a process; the call that it is making must say so within 5 seconds."""
     process.kill()
-    with pytest.raises(TrainerUnavailableError, match="SIGKILL"):
+    with within(TOLD_S, "a kill is told"), pytest.raises(TrainerUnavailableError, match="SIGKILL"):
         await call

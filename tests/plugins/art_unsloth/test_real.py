@@ -24,7 +24,7 @@ from art_core.config import Environment, Timeouts
 from art_core.errors import TrainerStartError, TrainerUnavailableError
 from art_core.plugins import load_part
 from art_core.step import StepConfig
-from art_core.testing.condition import until
+from art_core.testing.condition import TOLD_S, until, within
 from art_core.worker import TrainerWorker
 from tests.flow.agent import by_length, gather
 from tests.plugins.art_torch.trainer_case import digests, make_batch, spec, started
@@ -143,7 +143,7 @@ async def _killed_while_stopped(call: Coroutine[Any, Any, object]) -> None:
 
 async def _ends_with_an_error(pid: int, call: asyncio.Future[object]) -> None:
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(TrainerUnavailableError, match="was killed by SIGKILL"):
+    with within(TOLD_S, "a kill is told"), pytest.raises(TrainerUnavailableError, match="was killed by SIGKILL"):
         await call
 
 

@@ -29,7 +29,7 @@ from art_core.errors import EngineDiedError, EngineError, StaleWeightsError
 from art_core.policy import ProofKind
 from art_core.protocols.engine import Endpoint, EngineSpec
 from art_core.testing.adapter import AdapterShape
-from art_core.testing.condition import until
+from art_core.testing.condition import NOTICED_S, until, within
 from art_core.testing.shelf import Shelf
 from tests.plugins.art_vllm.broken_worker import FAULTS
 from tests.plugins.life import LOOKS
@@ -290,7 +290,7 @@ async def test_a_killed_core_is_found_dead_within_two_seconds(bench: Bench) -> N
     call = asyncio.ensure_future(bench.complete("base", 500))
     await bench.running(1)
     core.kill()
-    with pytest.raises(EngineDiedError):
+    with within(NOTICED_S, "the core's death is the engine's"), pytest.raises(EngineDiedError):
         for _ in range(LOOKS):
             await asyncio.sleep(Timeouts().health_s)
             await bench.engine.health()
