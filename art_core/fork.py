@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from art_core.base_model import BaseIdentity, base_digest
+from art_core.base_model import base_digest
 from art_core.checkpoint import (
     DROPPABLE,
     DROPPED,
@@ -147,11 +147,9 @@ async def find_checkpoint(store: LocalStore, source: ForkSource) -> StoredCheckp
 def _require_same(source: ForkSource, original: StoredCheckpoint, target: ForkTarget) -> None:
     """Refuse another base model or adapter shape; base models are compared by content where the target's is local."""
     made = RunDirectory(run_path(source.root, source.project, source.run)).record()
-    base: tuple[str, object, object] = ("base model", made.base_model, target.base_model)
-    if Path(target.resolved_model).is_dir():
-        identity = original.manifest.base_model
-        here = BaseIdentity(name=target.base_model, digest=base_digest(Path(target.resolved_model)))
-        base = ("base model", here, here) if identity.digest == here.digest else ("base model", identity, here)
+    base, directory = ("base model", made.base_model, target.base_model), Path(target.resolved_model)
+    if directory.is_dir():
+        base = ("base model digest", original.manifest.base_model.digest, base_digest(directory))
     for what, before, now in (base, *shape_fields(made.lora, target.lora)):
         if before != now:
             raise ConfigError(

@@ -143,7 +143,7 @@ class TestRefused:
         model = tmp_path / "model"
         model.mkdir()
         (model / "config.json").write_text("{}")
-        match = rf"base model .*{BASE.digest}.*this model has .*{model}"
+        match = f"base model digest '{BASE.digest}', this model has '{base_digest(model)}'"
         await self.refuse(root, ConfigError, match, base_model=str(model), resolved_model=str(model))
 
     async def test_a_run_that_has_steps(self, root: Path) -> None:

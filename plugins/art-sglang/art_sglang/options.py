@@ -68,7 +68,7 @@ class SglangOptions(HostedOptions):
     """auto: CUDA where a driver shows a GPU, else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: the model's own on CUDA, float32 on a CPU."""
-    max_loras: int = Field(default=4, ge=1, le=64)
+    max_loras: int = Field(default=4, ge=2, le=64)
     """Adapters loaded at once; each has a slot on the device, and the base model one more."""
     max_model_len: int | None = Field(default=None, ge=8)
     """Longest sequence, prompt and completion, in tokens; None: the model's own context."""

@@ -27,7 +27,7 @@ class TorchEngineOptions(PartOptions):
     """auto: CUDA, else MPS, else CPU."""
     dtype: DType = "auto"
     """auto: bfloat16 on CUDA, float32 elsewhere (bfloat16 on a CPU leaves the behaviour proof without power)."""
-    max_loras: int = Field(default=4, ge=1, le=64)
+    max_loras: int = Field(default=4, ge=2, le=64)
     """Adapters loaded at once."""
     max_model_len: int | None = Field(default=None, ge=8)
     """Longest sequence, prompt and completion, in tokens; None: the model's own context."""

@@ -66,7 +66,7 @@ def pack(
     for row in np.flatnonzero(scored_BT.any(axis=1)).tolist():
         rows_by_group.setdefault(int(group_ids_B[row]), []).append(row)
     passes: list[Pass] = []
-    draft = _Draft(tokens_BT, scored_BT)
+    draft = _Draft(scored_BT)
     for rows in rows_by_group.values():
         inputs = [tokens_BT[row, : input_length(scored_BT[row])] for row in rows]
         prefix_T = inputs[0][: common_prefix(inputs)]
@@ -76,7 +76,7 @@ def pack(
             needed_tokens = own_tokens + (len(prefix_T) if shared is None else 0)
             if draft.size and draft.size + needed_tokens > limit_tokens:
                 passes.append(draft.finish())
-                draft, shared = _Draft(tokens_BT, scored_BT), None
+                draft, shared = _Draft(scored_BT), None
             if shared is None:
                 shared = draft.add(prefix_T, Span(0, 0))
             draft.add_row(row, draft.add(input_T[len(prefix_T) :], shared), shared)
@@ -105,9 +105,8 @@ def common_prefix(rows: Sequence[NDArray[np.int32]]) -> int:
 class _Draft:
     """A pass that still takes rows."""
 
-    def __init__(self, tokens_BT: NDArray[np.int32], scored_BT: NDArray[np.bool_]) -> None:
+    def __init__(self, scored_BT: NDArray[np.bool_]) -> None:
         self.size = 0
-        self._tokens_BT = tokens_BT
         self._scored_BT = scored_BT
         self._tokens: list[NDArray[np.int64]] = []
         self._positions: list[NDArray[np.int64]] = []
