@@ -24,7 +24,7 @@ class BaseIdentity(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     name: str
-    """Hub name or local path, as the user gave it."""
+    """Hub name, or the local directory that the user's name stands for."""
     digest: str
     """`base_digest` of its files."""
 

@@ -89,7 +89,7 @@ def art_on_publish(run: str, policy: PublishedPolicy, metrics: Mapping[str, floa
 
 @hookspec
 def art_on_swap(run: str, edge: str, seconds: float) -> None:
-    """Observe an edge of the hand-over of the GPU between engine and trainer.
+    """Observe an edge of the hand-over of the GPU between engine and trainer. Nothing hands one over yet.
 
     Args:
         run: The run's name.
