@@ -1,7 +1,13 @@
-"""Objects through fsspec: one client for every driver that it has."""
+"""Objects through fsspec: one client for every driver that it has.
+
+What a listing costs is the driver's to say. Of a real bucket (gs, az, s3, oss …) it is one, in pages. Where there are
+directories (sftp, smb, webhdfs, ftp …) it is one request for each of them, two a step, one after the other. In memory
+it is one look at each object that there is.
+"""
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from art_core import file_record
@@ -26,6 +33,22 @@ _FINAL = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryErro
 """What does not pass by itself. Everything else may: fsspec has no word for it that all drivers share."""
 
 _memory = threading.RLock()
+"""fsspec's own in-memory objects share a reading position, so that only one thread may use them."""
+
+
+def open_bucket(url: str, storage_options: Mapping[str, Any]) -> FsspecBucket:
+    """The place that a URL names.
+
+    Raises:
+        ConfigError: There is no such driver, it is not installed, or it refuses its options.
+    """
+    kind = MemoryBucket if fsspec.core.split_protocol(url)[0] == MemoryFileSystem.protocol else FsspecBucket
+    return kind(url, storage_options)
+
+
+def shown(url: str) -> str:
+    """A URL as messages may show it: without the password that may stand in it."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:…@", url)
 
 
 class FsspecBucket:
@@ -40,21 +63,26 @@ class FsspecBucket:
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, Any]) -> None:
-        self._url = url
+        self._url = shown(url)
         try:
-            made = fsspec.core.url_to_fs(url, use_listings_cache=False, **storage_options)
+            made = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **storage_options)
         except (ImportError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"fsspec can't use {url!r}: {error}; see fsspec's list of drivers and their options"
+                f"fsspec can't use {self._url!r}: {error}; see fsspec's list of drivers and their options"
             ) from error
         self._fs: AbstractFileSystem = made[0]
         self._root = str(made[1]).rstrip("/")
-        # fsspec's own in-memory objects share a reading position, so that only one thread may use them
-        self._lock = _memory if "memory" in self._fs.protocol else None
+        # a driver that is not made for calls at once may have one connection, on which answers would get mixed up
+        self._lock = None if self._fs.async_impl else threading.RLock()
 
     async def put(self, key: str, data: bytes) -> None:
         """Write a small object, or replace it."""
-        await self._call(f"write {key}", lambda: self._fs.pipe_file(self._path(key), data))
+
+        def put() -> None:
+            self._make_directory(key)
+            self._fs.pipe_file(self._path(key), data)
+
+        await self._call(f"write {key}", put)
 
     async def create(self, key: str, data: bytes) -> bool:
         """Write a small object only if there is none of that name.
@@ -95,7 +123,12 @@ class FsspecBucket:
 
     async def upload(self, key: str, path: Path) -> None:
         """Write a local file as an object, or replace it."""
-        await self._call(f"write {key}", lambda: self._fs.put_file(str(path), self._path(key)))
+
+        def upload() -> None:
+            self._make_directory(key)
+            self._fs.put_file(str(path), self._path(key))
+
+        await self._call(f"write {key}", upload)
 
     async def download(self, key: str, path: Path, limit_bytes: int) -> FileRecord | None:
         """Write an object into a local file that must not exist, hash it and force it to the disk."""
@@ -155,6 +188,11 @@ class FsspecBucket:
         """None are known: fsspec has no call for them. A lifecycle rule of the bucket must remove them."""
         return 0
 
+    def _make_directory(self, key: str) -> None:
+        """Where a driver has directories, make that of an object; real buckets have none, and are asynchronous."""
+        if not self._fs.async_impl:
+            self._fs.makedirs(self._path(key).rpartition("/")[0], exist_ok=True)
+
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}".rstrip("/")
 
@@ -180,6 +218,47 @@ class FsspecBucket:
                     return work()
 
         return await in_thread(locked)
+
+
+class MemoryBucket(FsspecBucket):
+    """fsspec's own memory, which all of a process shares.
+
+    It is one dictionary, and is read as such: fsspec's calls look at every object and directory for each directory, so
+    that many steps would take the square of their number.
+    """
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any]) -> None:
+        super().__init__(url, storage_options)
+        self._lock = _memory
+
+    async def upload(self, key: str, path: Path) -> None:
+        """Write a local file as an object, or replace it."""
+        await self._call(f"write {key}", lambda: self._fs.pipe_file(self._path(key), path.read_bytes()))
+
+    async def list(self, prefix: str) -> Sequence[StoredObject]:
+        """Every object whose key begins so."""
+
+        def find() -> Sequence[StoredObject]:
+            found = self._files(prefix).items()
+            return [self._object(path, {"size": file.size, "modified": file.modified}) for path, file in found]
+
+        return await self._call(f"list {prefix}", find)
+
+    async def folders(self, prefix: str) -> Sequence[str]:
+        """The next parts, up to a slash, of the keys that begin so."""
+
+        def folders() -> Sequence[str]:
+            inside = [path[len(f"{self._root}/{prefix}") :] for path in self._files(prefix)]
+            return sorted({path.partition("/")[0] for path in inside if "/" in path})
+
+        return await self._call(f"list {prefix}", folders)
+
+    def _files(self, prefix: str) -> Mapping[str, MemoryFile]:
+        start, every = f"{self._root}/{prefix}", tuple(self._fs.store.items())  # others may write meanwhile
+        return {path: file for path, file in every if path.startswith(start)}
+
+    def _make_directory(self, key: str) -> None:
+        """There are none."""
 
 
 @contextmanager

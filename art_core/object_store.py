@@ -75,6 +75,7 @@ class ObjectStore:
         try:
             if self._single_writer:
                 await self._bucket.put(key, b"")
+                await self._bucket.list(key)  # the lease needs to know when a mark was written
             elif not await self._bucket.create(key, b"") or await self._bucket.create(key, b""):
                 raise CapabilityError(
                     f"{self._what} ignores the condition to write an object only if there is none, so two committers "

@@ -34,6 +34,7 @@ def _usable() -> str | None:
 
 
 def _create(options: FsspecStoreOptions) -> ObjectStore:
-    from art_core.fsspec_bucket import FsspecBucket
+    from art_core.fsspec_bucket import open_bucket, shown
 
-    return ObjectStore(FsspecBucket(options.url, options.storage_options or {}), options.url, options.single_writer)
+    bucket = open_bucket(options.url, options.storage_options or {})
+    return ObjectStore(bucket, shown(options.url), options.single_writer)

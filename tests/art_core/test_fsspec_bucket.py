@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import uuid
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +13,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from art_core.checkpoint import MANIFEST, manifest_bytes
 from art_core.errors import CapabilityError, CommitConflictError, ConfigError, StoreError, StoreUnavailableError
-from art_core.fsspec_bucket import FsspecBucket
+from art_core.fsspec_bucket import open_bucket
+from art_core.object_layout import keys_of, place_of
 from art_core.object_store import ObjectStore
 from art_core.protocols.store import StoreEntry
 from art_core.run_key import RunKey
@@ -23,7 +26,7 @@ KEY = RunKey("p", "r")
 
 
 def store(url: str, *, single_writer: bool = False, **options: Any) -> ObjectStore:
-    return ObjectStore(FsspecBucket(url, options), url, single_writer)
+    return ObjectStore(open_bucket(url, options), url, single_writer)
 
 
 @pytest.fixture
@@ -49,8 +52,8 @@ async def test_one_of_eight_committers_wins(url: str, tmp_path: Path, single_wri
 async def test_a_driver_that_can_not_create_only_what_is_not_there_is_found_out(tmp_path: Path) -> None:
     place = f"local://{tmp_path}/far"
     with pytest.raises(CapabilityError, match="can't create an object only if there is none; give single_writer=True"):
-        await store(place, auto_mkdir=True).check()
-    leased = store(place, single_writer=True, auto_mkdir=True)
+        await store(place).check()
+    leased = store(place, single_writer=True)
     await leased.check()
     entry = await leased.commit(KEY, stage_step(tmp_path / KEY.run, 1))
     assert list(await leased.list(KEY)) == [entry]
@@ -59,7 +62,56 @@ async def test_a_driver_that_can_not_create_only_what_is_not_there_is_found_out(
 @pytest.mark.parametrize("url", ["nothing://x", "memory2://x"])
 def test_a_driver_that_there_is_not_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=f"fsspec can't use '{url}'"):
-        FsspecBucket(url, {})
+        open_bucket(url, {})
+
+
+def test_no_message_shows_a_password() -> None:
+    with pytest.raises(ConfigError, match="can't use 'nothing://me:…@host/a:b@c'"):
+        open_bucket("nothing://me:secret@host/a:b@c", {})
+
+
+class Looks(dict[str, Any]):
+    """fsspec's memory, counting how often somebody goes over all of it."""
+
+    count = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.count += 1
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self.count += 1
+        return super().items()
+
+
+async def test_ten_thousand_steps_are_gone_over_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once a step or a directory, as fsspec's own calls would; its older versions list so too."""
+    files, key, root = fsspec.filesystem("memory"), RunKey("prü f", "läuft%"), f"/{uuid.uuid4().hex}/in/it"
+    monkeypatch.setattr(MemoryFileSystem, "store", Looks())
+    one = stage_step(tmp_path / key.run, 0)
+    data = {name: (one.directory / name).read_bytes() for name in one.manifest.files}
+    for step in range(10_000):
+        manifest, place = one.manifest.model_copy(update={"step": step}), f"{place_of(key)}{step:04d}/"
+        for name, at in keys_of(place, manifest).items():
+            files.pipe_file(f"{root}/{at}", data[name])
+        files.pipe_file(f"{root}/{place}{MANIFEST}", manifest_bytes(manifest))
+    far = store(f"memory:/{root}/")
+    calls: tuple[tuple[Callable[[], Awaitable[Any]], int], ...] = (
+        (far.runs, 2),
+        (lambda: far.list(key), 1),
+        (lambda: far.commit(key, stage_step(tmp_path / key.run, 10_000)), 20),
+        (lambda: far.fetch(key, 10_000, tmp_path / "fetched"), 20),
+        (lambda: far.delete(key, range(9_999), [10_000]), 1),
+        (lambda: far.list(key), 1),
+    )
+    done = []
+    for call, limit in calls:
+        before = MemoryFileSystem.store.count
+        done.append(await call())
+        assert MemoryFileSystem.store.count - before <= limit
+    runs, listed, *_, deleted, left = done
+    assert runs == [key] and [each.step for each in listed] == list(range(10_000)) == [*deleted, 9_999]
+    assert [each.step for each in left] == [9_999, 10_000]
 
 
 class FailingFileSystem(MemoryFileSystem):

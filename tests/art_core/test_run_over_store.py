@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from art_core.file_store import FileStore
-from art_core.fsspec_bucket import FsspecBucket
+from art_core.fsspec_bucket import open_bucket
 from art_core.object_store import ObjectStore
 from tests.run_over_store import RunOverStore, Stores
 
@@ -25,7 +25,7 @@ class TestFsspec(RunOverStore):
     @pytest.fixture
     def stores(self) -> Stores:
         url = f"memory://{uuid.uuid4().hex}"
-        return lambda: ObjectStore(FsspecBucket(url, {}), url, self.single_writer)
+        return lambda: ObjectStore(open_bucket(url, {}), url, self.single_writer)
 
 
 class TestFsspecOfOneWriter(TestFsspec):
