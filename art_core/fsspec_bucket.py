@@ -1,6 +1,6 @@
 """Objects through fsspec: one client for every driver that it has.
 
-What a listing costs is the driver's to say. Of a real bucket (gs, az, s3, oss …) it is one, in pages. Where there are
+What a listing costs is the driver's to say. Of a real bucket (gs, az, oss …) it is one, in pages. Where there are
 directories (sftp, smb, webhdfs, ftp …) it is one request for each of them, two a step, one after the other. In memory
 it is one look at each object that there is.
 """

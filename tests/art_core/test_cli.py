@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from art_core import cli
+from art_core.cli import program
 from art_core.errors import ArtError, ConfigError, PluginNotFoundError, StaleWeightsError
 
 
@@ -59,8 +59,47 @@ def test_what_a_library_does_when_the_interpreter_goes_can_not_change_the_exit_c
         assert "art-core" in done.stdout or "unknown" in done.stderr
 
 
+INTERRUPTED = """
+import importlib.abc, os, signal, sys
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+signal.signal(signal.SIGINT, signal.SIG_IGN if {ignored} else signal.default_int_handler)
+from art_core.cli import main
+main()
+"""
+"""The program, whose user types Ctrl-C at the moment at which it begins to import a module."""
+
+
+@pytest.mark.parametrize(
+    ("module", "ignored", "code"),
+    [
+        ("art_core.cli.program", False, 130),
+        ("typer.main", False, 130),
+        ("art_core.model_source", False, 130),
+        ("typer.main", True, 0),
+        ("art_core.model_source", True, 0),
+    ],
+)
+def test_ctrl_c_ends_quietly_at_any_moment(module: str, ignored: bool, code: int, tmp_path: Path) -> None:
+    """Before the commands are there, and in the midst of one; not where a shell has it ignored, as of ``art &``."""
+    (tmp_path / "config.json").write_text("{}")
+    program = INTERRUPTED.format(module=module, ignored=ignored)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "model", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (code, "" if code else f"{tmp_path}\n")
+    assert done.stderr.strip() in ("", "Aborted.")
+
+
 def test_help_names_every_command() -> None:
-    done = CliRunner().invoke(cli.app, ["--help"])
+    done = CliRunner().invoke(program.app, ["--help"])
     assert done.exit_code == 0
     assert all(command in done.stdout for command in ("demo", "doctor", "model", "version", "plugins", "checkpoints"))
 
@@ -82,7 +121,7 @@ def test_a_wrong_use_ends_with_2(arguments: tuple[str, ...]) -> None:
     ],
 )
 def test_a_wrong_word_suggests_the_nearest(arguments: tuple[str, ...], hint: str) -> None:
-    done = CliRunner().invoke(cli.app, arguments)
+    done = CliRunner().invoke(program.app, arguments)
     assert done.exit_code == 2
     assert hint in done.output
 
@@ -93,7 +132,7 @@ def test_the_demo_says_before_it_starts_what_the_report_will_need(
     monkeypatch.setitem(sys.modules, "pygal", None)
     monkeypatch.setattr(sys, "argv", ["art", "demo", "--path", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
-        cli.run()
+        program.run()
     assert end.value.code == 2
     assert "pip install 'art-core[demo]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -101,7 +140,7 @@ def test_the_demo_says_before_it_starts_what_the_report_will_need(
 
 def test_a_demo_that_can_not_begin_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(cli.app, ["demo", "--engine", "torhc"])
+    done = CliRunner().invoke(program.app, ["demo", "--engine", "torhc"])
     assert isinstance(done.exception, PluginNotFoundError)
     assert list((tmp_path / ".art").iterdir()) == []
 
@@ -119,16 +158,16 @@ def test_the_exit_code_tells_settings_from_runs(
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(cli, "app", failing)
+    monkeypatch.setattr(program, "app", failing)
     monkeypatch.setattr(sys, "argv", ["art"])
     with pytest.raises(SystemExit) as end:
-        cli.run()
+        program.run()
     assert end.value.code == code
     assert capsys.readouterr().err == f"{type(error).__name__}: a [bold] b\n"
 
 
 def test_the_command_line_loads_no_heavy_library() -> None:
-    code = "import art_core.cli, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "import art_core.cli.program, sys; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )

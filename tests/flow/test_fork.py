@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import art
 from art.local import LocalBackend
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER, verify
-from art_core.cli import app
+from art_core.cli.program import app
 from art_core.errors import CheckpointCorruptError, CheckpointNotFoundError, ConfigError
 from art_core.file_store import FileStore
 from art_core.policy import ProofKind

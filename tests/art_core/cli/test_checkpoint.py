@@ -13,7 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from art_core.checkpoint import ADAPTER, MANIFEST, OPTIMIZER, read_manifest
-from art_core.cli import app
+from art_core.cli.program import app
 from art_core.config import LoRAConfig
 from art_core.errors import ConfigError
 from art_core.local_store import LocalStore

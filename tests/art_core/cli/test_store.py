@@ -12,7 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from art_core.checkpoint import ADAPTER, OPTIMIZER, verify
-from art_core.cli import app
+from art_core.cli.program import app
 from art_core.config import LoRAConfig
 from art_core.errors import CheckpointNotFoundError, ConfigError, RunLockedError, StoreError
 from art_core.local_store import LocalStore
