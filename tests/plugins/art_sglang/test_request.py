@@ -6,7 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from art_sglang.serve.request import RequestError, for_sglang, parse
+from art_sglang.serve.request import for_sglang, parse
+
+from art_core.engine_front import RequestError
 
 
 def body(**values: Any) -> bytes:

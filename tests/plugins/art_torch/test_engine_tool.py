@@ -13,13 +13,13 @@ import pytest
 from art_torch.engine import TorchEngine
 from art_torch.options import TorchEngineOptions
 from art_torch.serve.chat import ChatTemplate
-from art_torch.serve.failure import RequestError
 from art_torch.serve.tool_call import Reading, ToolCall, ToolFormat
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from art_core.engine_front import RequestError
 from art_core.errors import ConfigError, EngineStartError
 from art_core.protocols.engine import EngineSpec
 from tests.plugins.art_torch.engine_sample import EngineServer

@@ -9,25 +9,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from art_core.engine_front import RequestError
+
 _TOKENS = ("prompt", "input_ids", "stop_token_ids")
 """Parameters that may hold token ids."""
-
-
-class RequestError(Exception):
-    """A request that can't be answered, with the HTTP answer that says so."""
-
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        kinds = {401: "authentication_error", 404: "not_found_error"}
-        self.body = {
-            "error": {
-                "message": message,
-                "type": kinds.get(status, "invalid_request_error"),
-                "param": param,
-                "code": code,
-            }
-        }
 
 
 def parse(raw: bytes, vocab_size: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from pydantic import TypeAdapter
 
 from art_core.adapter_file import adaptable_modules
 from art_core.base_model import ModelInfo, local_directory
+from art_core.engine_front import application
 from art_core.errors import ArtError, ConfigError, EngineStartError, to_wire
 from art_core.process import announce, attach_owner
 from art_sglang.library import ENVIRONMENT
@@ -111,7 +112,7 @@ def start(settings: Settings, scratch: Path) -> Any:
     base = locate(settings.base_model)
     sites = adaptable_modules(base)
     try:
-        from art_sglang.serve.front import Front
+        from art_sglang.serve.front import SglangFront
         from art_sglang.serve.runtime import Runtime
         from art_sglang.serve.serving import Serving, ServingConfig
 
@@ -140,7 +141,8 @@ def start(settings: Settings, scratch: Path) -> Any:
         announce({"model": _INFO.dump_python(info, mode="json")})
         yield
 
-    return Front(Serving(runtime, config), settings.chat_template_kwargs).app(settings.api_key, lifespan)
+    front = SglangFront(Serving(runtime, config), settings.chat_template_kwargs)
+    return application(front, settings.api_key, lifespan)
 
 
 def locate(base_model: str) -> Path:

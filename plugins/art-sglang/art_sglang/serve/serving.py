@@ -84,11 +84,11 @@ class Serving:
         await self.runtime.unload(key)
         shutil.rmtree(self._place(key))
 
-    def directories(self) -> dict[str, str]:
+    def directories(self) -> dict[str, Path]:
         """Public name to the checkpoint that SGLang read, by SGLang's own list."""
         read = self.runtime.directories()
         served = self.table.adapters().items()
-        return {name: str((read[each.key] / ADAPTER).readlink().parent) for name, each in served if each.key in read}
+        return {name: (read[each.key] / ADAPTER).readlink().parent for name, each in served if each.key in read}
 
     async def score(self, name: str, sequences: Sequence[list[int]]) -> list[list[float]]:
         """Logprobs of given tokens, but for each sequence's first.

@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from art_core.engine_front import RequestError, bad_parameter
 from art_core.errors import ConfigError
-from art_torch.serve.failure import RequestError, bad_parameter
 from art_torch.serve.tool_probe import ToolSupport, probe_tools
 
 Message = dict[str, Any]

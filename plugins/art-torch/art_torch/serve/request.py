@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from art_core.engine_front import RequestError, bad_parameter
 from art_torch.serve.chat import ChatTemplate, Message, Tool
-from art_torch.serve.failure import RequestError, bad_parameter
 from art_torch.serve.sequence import Sampling
 from art_torch.serve.tool_call import ToolFormat
 

@@ -6,13 +6,12 @@ Run as ``python -m art_torch.serve.server <socket fd> <settings fd>`` by `art_to
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,23 +20,21 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from art_core.errors import ArtError, EngineError, NoRouteError, to_wire
+from art_core.engine_front import GONE, RequestError, application, while_connected
+from art_core.errors import ArtError, EngineError, to_wire
 from art_core.process import announce, attach_owner
+from art_core.protocols.engine import LoadedAdapter
 from art_torch.options import TorchEngineOptions
 from art_torch.serve.chat import ChatTemplate
-from art_torch.serve.failure import RequestError, admin_body, admin_status, unknown_model
 from art_torch.serve.reply import Choice, Reply, TokenText
 from art_torch.serve.request import ChatBody, Job, TextBody, chat_job, parse, text_job
 from art_torch.serve.serving import Run, Serving, ServingConfig
 
-Handler = Callable[[Request], Awaitable[Response]]
 
-
-class Api:
-    """The routes."""
+class TorchFront:
+    """What the routes answer with; see `art_core.engine_front.Front`."""
 
     def __init__(self, serving: Serving, template: ChatTemplate) -> None:
         self._serving = serving
@@ -46,84 +43,56 @@ class Api:
         self._loading = asyncio.Lock()
         """Loads and unloads happen one after the other: an unload after a cancelled load finds it done."""
 
-    def app(self, api_key: str) -> ASGIApp:
-        """The application; every route asks for the key."""
-        post, get = ["POST"], ["GET"]
-        routes = [
-            Route("/health", self.health, methods=get),
-            Route("/v1/models", self.models, methods=get),
-            Route("/v1/completions", _answered(self.completions), methods=post),
-            Route("/v1/chat/completions", _answered(self.chat_completions), methods=post),
-            Route("/art/load", _administered(self.load), methods=post),
-            Route("/art/unload", _administered(self.unload), methods=post),
-            Route("/art/score", _administered(self.score), methods=post),
-        ]
+    @asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Starlette's: the model thread runs as long as requests may come."""
+        self._serving.thread.start(asyncio.get_running_loop())
+        yield
+        self._serving.thread.stop()
 
-        @asynccontextmanager
-        async def lifespan(_: Starlette) -> AsyncIterator[None]:
-            self._serving.thread.start(asyncio.get_running_loop())
-            yield
-            self._serving.thread.stop()
+    def names(self) -> list[str]:
+        """See `Front.names`."""
+        return self._serving.adapters.names()
 
-        return _keyed(Starlette(routes=routes, lifespan=lifespan), api_key)
+    def directories(self) -> dict[str, Path]:
+        """See `Front.directories`."""
+        return self._serving.adapters.directories()
 
-    async def health(self, _: Request) -> Response:
-        """State: adapter names with their directories, and how much runs."""
-        directories = self._serving.adapters.directories()
-        return JSONResponse(
-            {
-                "status": "ok",
-                "adapters": {name: str(path) for name, path in directories.items()},
-                "running_requests": self._serving.thread.running,
-            }
-        )
-
-    async def models(self, _: Request) -> Response:
-        """The names that answer."""
-        names = self._serving.adapters.names()
-        data = [
-            {"id": n, "object": "model", "created": 0, "owned_by": "art", "parent": None if n == names[0] else names[0]}
-            for n in names
-        ]
-        return JSONResponse({"object": "list", "data": data})
+    def running(self) -> int:
+        """See `Front.running`."""
+        return self._serving.thread.running
 
     async def completions(self, request: Request) -> Response:
-        """POST /v1/completions."""
+        """See `Front.completions`."""
         body = parse(TextBody, await request.body())
         return await self._complete(request, text_job(body, self._serving.window, self._tokenize))
 
     async def chat_completions(self, request: Request) -> Response:
-        """POST /v1/chat/completions."""
+        """See `Front.chat_completions`."""
         body = parse(ChatBody, await request.body())
         return await self._complete(request, chat_job(body, self._serving.window, self._template))
 
-    async def load(self, request: Request) -> Response:
-        """Load an adapter: {name, directory} -> {slot_digest, expected_digest, proof_s}."""
-        data = await request.json()
+    async def load(self, name: str, directory: Path) -> LoadedAdapter:
+        """See `Front.load`."""
         async with self._loading:
-            loaded = await asyncio.to_thread(self._serving.adapters.load, data["name"], Path(data["directory"]))
-        digests = {"slot_digest": loaded.slot_digest, "expected_digest": loaded.expected_digest}
-        return JSONResponse({**digests, "proof_s": loaded.proof_s})
+            return await asyncio.to_thread(self._serving.adapters.load, name, directory)
 
-    async def unload(self, request: Request) -> Response:
-        """Forget an adapter: {name}."""
-        data = await request.json()
+    async def unload(self, name: str) -> None:
+        """See `Front.unload`."""
         async with self._loading:
-            self._serving.adapters.unload(data["name"])
-        return JSONResponse({})
+            self._serving.adapters.unload(name)
 
-    async def score(self, request: Request) -> Response:
-        """Score tokens: {name, sequences} -> {logprobs}, each without the first token's."""
-        data = await request.json()
-        window, prompts = self._serving.window, data["sequences"]
-        for prompt in prompts:
-            if not 1 <= len(prompt) <= window.context_tokens or not all(0 <= t < window.vocab_size for t in prompt):
+    async def score(self, name: str, sequences: list[list[int]]) -> list[list[float]]:
+        """See `Front.score`."""
+        window = self._serving.window
+        for tokens in sequences:
+            if not 1 <= len(tokens) <= window.context_tokens or not all(0 <= t < window.vocab_size for t in tokens):
                 raise EngineError(
-                    f"a sequence to score has {len(prompt)} tokens or token ids outside the vocabulary; "
+                    f"a sequence to score has {len(tokens)} tokens or token ids outside the vocabulary; "
                     f"allowed: 1 to {window.context_tokens} tokens, each from 0 to {window.vocab_size - 1}"
                 )
-        scored = await self._serving.score(data["name"], prompts)
-        return JSONResponse({"logprobs": [[token.logprob for token in tokens] for tokens in scored]})
+        scored = await self._serving.score(name, sequences)
+        return [[token.logprob for token in tokens] for tokens in scored]
 
     def _tokenize(self, text: str) -> list[int]:
         return list(self._serving.base.tokenizer(text)["input_ids"])
@@ -133,16 +102,8 @@ class Api:
         if job.stream:
             return _EventStream(run, _events(run, reply, job))
         with run:
-            collecting = asyncio.ensure_future(_collect(run))
-            leaving = asyncio.ensure_future(_disconnected(request))
-            try:
-                await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                if not collecting.done():
-                    return Response(status_code=499)  # Nobody is there to read it.
-                return JSONResponse(reply.whole(collecting.result()))
-            finally:
-                collecting.cancel()
-                leaving.cancel()
+            choices = await while_connected(request, _collect(run))
+            return GONE if choices is None else JSONResponse(reply.whole(choices))
 
 
 async def _collect(run: Run) -> list[Choice]:
@@ -186,55 +147,6 @@ def _event(data: object) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _answered(handler: Handler) -> Handler:
-    """Errors of a completion route, in OpenAI's shape."""
-
-    async def handle(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except NoRouteError as error:
-            failed = unknown_model(error)
-        except RequestError as error:
-            failed = error
-        except EngineError as error:
-            failed = RequestError(500, str(error))
-        return JSONResponse(failed.body, status_code=failed.status)
-
-    return handle
-
-
-def _administered(handler: Handler) -> Handler:
-    """Errors of an admin route, as the engine's client side rebuilds them."""
-
-    async def handle(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except Exception as error:  # noqa: BLE001 - it crosses the process boundary as data and is raised there
-            return JSONResponse(admin_body(error), status_code=admin_status(error))
-
-    return handle
-
-
-def _keyed(app: ASGIApp, api_key: str) -> ASGIApp:
-    expected = f"Bearer {api_key}".encode()
-
-    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, expected):
-                failed = RequestError(401, "the key is missing or wrong; send 'Authorization: Bearer <key>'")
-                await JSONResponse(failed.body, status_code=401)(scope, receive, send)
-                return
-        await app(scope, receive, send)
-
-    return guard
-
-
 def main() -> None:
     """Serve until the owner stops or ends."""
     attach_owner()
@@ -252,8 +164,9 @@ def main() -> None:
     except ArtError as error:
         announce({"error": to_wire(error)})
         raise SystemExit(1) from error
+    front = TorchFront(serving, template)
     config = uvicorn.Config(
-        Api(serving, template).app(api_key),
+        application(front, api_key, front.lifespan),
         ws="none",
         log_config=None,
         access_log=False,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from art_torch.serve.failure import RequestError
+from art_core.engine_front import RequestError
 from art_torch.serve.tool_call import ToolCall, ToolFormat
 
 _NAME, _ID = "probe", "probe0000"

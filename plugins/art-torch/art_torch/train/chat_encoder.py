@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from art_core.engine_front import RequestError
 from art_core.errors import ConfigError, TokenizationError
 from art_core.supervised import EncodedChat, EncodeRequest, SupervisedChat
 from art_torch.serve.chat import ChatTemplate
-from art_torch.serve.failure import RequestError
 
 
 @dataclass
