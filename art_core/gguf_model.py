@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from art_core.errors import ConfigError, nearest
 
-logger = logging.getLogger("art.gguf_model")
+_log = logging.getLogger("art.gguf_model")
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 _OUTER_NAMES = {
@@ -180,7 +180,7 @@ def _write_weights(source: _Source, names: Mapping[str, str], config: Mapping[st
         header[new_name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    logger.info("writing %s: %d tensors, %.0f MB", path.name, len(names), end / 1e6)
+    _log.info("writing %s: %d tensors, %.0f MB", path.name, len(names), end / 1e6)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:

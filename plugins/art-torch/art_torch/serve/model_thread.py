@@ -16,7 +16,7 @@ from art_torch.serve.sampler import sample, score
 from art_torch.serve.scheduler import Scheduler
 from art_torch.serve.sequence import Sequence, Update
 
-log = logging.getLogger("art.engine")
+_log = logging.getLogger("art.engine")
 
 
 class ModelThread:
@@ -81,7 +81,7 @@ class ModelThread:
         try:
             self._send(self._pass())
         except Exception as error:
-            log.exception("a forward pass failed; %d sequences are given up", self.running)
+            _log.exception("a forward pass failed; %d sequences are given up", self.running)
             gone = self._scheduler.clear()
             for sequence in gone:
                 self._release(sequence.adapter)
