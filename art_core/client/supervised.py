@@ -6,16 +6,13 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from art_core.client.config import TrainSFTConfig
 from art_core.client.keyword import check_keywords
 from art_core.errors import ConfigError, nearest
 from art_core.supervised import SupervisedConfig
 from art_core.trajectory import Trajectory
-
-if TYPE_CHECKING:
-    pass
 
 Schedule = Literal["cosine", "linear", "constant"]
 

@@ -80,7 +80,7 @@ class ModelThread:
     def _guarded_pass(self) -> None:
         try:
             self._send(self._pass())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a library raises there, the requests are told
             _log.exception("a forward pass failed; %d sequences are given up", self.running)
             gone = self._scheduler.clear()
             for sequence in gone:
