@@ -141,8 +141,7 @@ def start(settings: Settings, scratch: Path) -> Any:
         announce({"model": _INFO.dump_python(info, mode="json")})
         yield
 
-    front = SglangFront(Serving(runtime, config), settings.chat_template_kwargs)
-    return application(front, settings.api_key, lifespan)
+    return application(SglangFront(Serving(runtime, config), settings.chat_template_kwargs), settings.api_key, lifespan)
 
 
 def locate(base_model: str) -> Path:
