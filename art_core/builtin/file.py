@@ -54,5 +54,5 @@ def _path(url: str) -> Path:
     if "://" not in url:
         return Path(url).expanduser()
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise ValueError(f"{url!r} is no file URL")
+        raise ValueError(f"{url!r} names no directory of this machine; allowed: file:///path")
     return Path(unquote(parts.path))

@@ -16,7 +16,8 @@ class FsspecStoreOptions(PartOptions):
 
     part: ClassVar[str] = "fsspec"
     url: str = "memory://art"
-    """For example ``gs://bucket/prefix`` or ``az://container/prefix``; the driver (gcsfs, adlfs) must be installed."""
+    """For example ``gs://bucket/prefix`` or ``az://container/prefix``; the driver (gcsfs, adlfs) must be installed.
+    What is in ``memory://`` goes with the process: it is for tests."""
     storage_options: dict[str, Any] | None = None
     """What the driver is made with; see its own documentation. Most find credentials by themselves."""
     single_writer: bool = False

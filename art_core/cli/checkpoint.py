@@ -6,7 +6,7 @@ They read only, and take no lock: a run may go on while it is looked at.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 
 from art_core.cli import remote
+from art_core.cli.progress import ByteBar, bytes_in
+from art_core.cli.remote import DIGEST_LENGTH, REWARD
 from art_core.cli.run import find_runs
 from art_core.cli.store import JsonOption, RunOption, StoreOption
 from art_core.cli.table import megabytes, say, show
@@ -29,19 +31,19 @@ PathOption = Annotated[
     Path, typer.Option("--path", help="A root of runs (.art), a run's directory, or its checkpoints directory.")
 ]
 
-REWARD = "train/reward"
-DIGEST_LENGTH = 12
-
 
 @dataclass(frozen=True)
 class Listed:
     """What a manifest says of one step."""
 
     run: str
-    step: str
-    """Name of its directory."""
+    step: int | None
+    """None where its directory's name is no number."""
     directory: Path
     size_bytes: int | None = None
+    """Of the files that are there."""
+    dropped: Sequence[str] = ()
+    """Files that were let go on purpose."""
     adapter_digest: str | None = None
     updated: bool | None = None
     parent: int | None = None
@@ -56,7 +58,7 @@ class Verified:
     """What came of reading every byte of one step."""
 
     run: str
-    step: str
+    step: int | None
     directory: Path
     files: int
     size_bytes: int
@@ -76,7 +78,7 @@ def list_(
     if json:
         _echo(found)
         return
-    columns = ("run", "step", "size", "adapter", "updated", "parent", "reward", "files there")
+    columns = ("run", "step", "size", "adapter", "updated", "parent", "reward", "dropped", "whole")
     show(Console(), f"checkpoints of {path}", columns, [_row(path, each) for each in found])
 
 
@@ -88,15 +90,17 @@ def verify(
     if store is not None:
         raise typer.Exit(remote.verify_store(store, run, json))
     console, done = Console(), []
-    for run_path in find_runs(path, run):
-        for step in steps_of(run_path):
-            if (seen := _verified(run_path, step)) is None:
-                continue
-            done.append(seen)
-            if not json:
-                size = f"{seen.files} files, {megabytes(seen.size_bytes)}"
-                what = f"FAILED: {seen.problem}" if seen.problem else f"ok: {size}"
-                say(console, f"{_label(path, run_path)} {seen.step} {what}")
+    steps = [(each, step, bytes_in(step)) for each in find_runs(path, run) for step in steps_of(each)]
+    with ByteBar("verifying") as bar:
+        bar.expect(sum(size for _, _, size in steps))
+        for run_path, step, size in steps:
+            if (seen := _verified(run_path, step)) is not None:
+                done.append(seen)
+            if seen is not None and not json:
+                there = f"{seen.files} files, {megabytes(seen.size_bytes)}"
+                what = f"FAILED: {seen.problem}" if seen.problem else f"ok: {there}"
+                say(console, f"{_label(path, run_path)} {step.name} {what}")
+            bar.add(size)
     if json:
         _echo(done)
     elif not done:
@@ -123,14 +127,15 @@ def _listed(run: Path, directory: Path, rewards: Mapping[int, float]) -> Listed:
 
     try:
         manifest = _manifest(run, directory)
-        check_layout(directory, manifest)
+        there = check_layout(directory, manifest)
     except (CheckpointError, StoreError) as error:
-        return Listed(run.name, directory.name, directory, problem=str(error))
+        return Listed(_name(run), _number(directory), directory, problem=str(error))
     return Listed(
-        run=run.name,
-        step=directory.name,
+        run=_name(run),
+        step=manifest.step,
         directory=directory,
-        size_bytes=sum(file.size_bytes for file in manifest.files.values()),
+        size_bytes=sum(manifest.files[name].size_bytes for name in there),
+        dropped=sorted(manifest.files.keys() - set(there)),
         adapter_digest=manifest.adapter_digest,
         updated=manifest.updated,
         parent=manifest.parent,
@@ -151,6 +156,14 @@ def _manifest(run: Path, directory: Path) -> Manifest:
     return manifest
 
 
+def _name(run: Path) -> str:
+    return f"{run.parents[1].name}/{run.name}"
+
+
+def _number(directory: Path) -> int | None:
+    return int(directory.name) if directory.name.isdecimal() else None
+
+
 def _label(path: Path, run: Path) -> str:
     """The run as it differs from others below the path: ``<project>/<run>``."""
     inside = run.relative_to(path.absolute()) if run.is_relative_to(path.absolute()) else Path()
@@ -160,29 +173,32 @@ def _label(path: Path, run: Path) -> str:
 def _row(path: Path, each: Listed) -> tuple[str, ...]:
     label = _label(path, each.directory.parent.parent)
     if each.problem:
-        return label, each.step, "-", "-", "-", "-", "-", f"NO: {each.problem}"
+        return label, each.directory.name, "-", "-", "-", "-", "-", "-", f"NO: {each.problem}"
     return (
         label,
-        each.step,
+        each.directory.name,
         megabytes(each.size_bytes),
         (each.adapter_digest or "")[:DIGEST_LENGTH],
         "yes" if each.updated else "no",
         "-" if each.parent is None else str(each.parent),
         "-" if each.reward is None else f"{each.reward:.3f}",
+        ", ".join(each.dropped) or "-",
         "yes",
     )
 
 
 def _verified(run: Path, directory: Path) -> Verified | None:
     """None for a step that the run deleted while it was being read."""
+    from art_core.checkpoint import check_layout
     from art_core.checkpoint import verify as verify_bytes
 
     try:
         manifest = verify_bytes(directory, _manifest(run, directory))
+        sizes = [manifest.files[name].size_bytes for name in check_layout(directory, manifest)]
     except (CheckpointError, StoreError) as error:
-        return Verified(run.name, directory.name, directory, 0, 0, str(error)) if directory.exists() else None
-    sizes = [file.size_bytes for file in manifest.files.values()]
-    return Verified(run.name, directory.name, directory, len(sizes), sum(sizes), None)
+        gone = not directory.exists()
+        return None if gone else Verified(_name(run), _number(directory), directory, 0, 0, str(error))
+    return Verified(_name(run), manifest.step, directory, len(sizes), sum(sizes), None)
 
 
 def _echo(found: object) -> None:

@@ -103,11 +103,13 @@ async def _fork(root: Path, old: RunKey, step: int | None, store: str | None, wa
     from art_core.foreign_run import foreign_made_for, foreign_steps
     from art_core.fork import ForkSource
     from art_core.run import RunDirectory, run_path
-    from art_core.transfer import adopted_source, fetched_source
+    from art_core.transfer import adopted_source, fetched_source, find
 
     source, path = ForkSource(root, old.project, old.run, step), run_path(root, old.project, old.run)
     if store is not None:
-        async with fetched_source(store_of(store), source, None) as fetched:
+        opened = store_of(store)
+        await find(opened, old, step)  # before anything is fetched: what is fetched is the newest up to the step
+        async with fetched_source(opened, source, None) as fetched:
             made = RunDirectory(run_path(fetched.root, old.project, old.run)).record()
             return await wanted.fork(fetched, made.base_model, made.lora, step)
     if steps := foreign_steps(path):

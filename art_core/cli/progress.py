@@ -64,8 +64,8 @@ class ByteBar(Progress):
 
 
 def bytes_in(directory: Path) -> int:
-    """Bytes of a directory's files; 0 where it is not there, or goes while it is looked at."""
+    """Bytes of a directory's files; 0 where it is none that can be read, or goes while it is looked at."""
     try:
         return sum(each.stat().st_size for each in directory.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return 0

@@ -49,8 +49,11 @@ def delete(
     json: JsonOption = False,
 ) -> None:
     """Delete steps of a run, never the newest one."""
-    gone = wait(_delete(store, key_of(run), step, path))
-    _say(Removed(gone, [], 0, False), json)
+    gone = Removed(wait(_delete(store, key_of(run), step, path)), [], 0, False)
+    if json:
+        typer.echo(to_json(gone, indent=1))
+    else:
+        say(Console(), f"deleted: {_numbers(gone.deleted)}")
 
 
 def gc(
@@ -77,6 +80,8 @@ def _retention(rules: Sequence[str]) -> Retention:
     values: dict[str, Any] = {}
     for rule in rules:
         name, _, value = rule.partition("=")
+        if name in values:
+            raise ConfigError(f"rule {name!r} is given twice, as {values[name]} and {value}; give it once")
         number = name in ("latest", "every", "optimizer")
         if not value or not (number or name == "best") or (number and not value.isdecimal()):
             raise ConfigError(f"rule is {rule!r}; allowed: latest=K, best=METRIC, every=N, optimizer=K")
@@ -161,6 +166,10 @@ def _say(removed: Removed, json: bool) -> None:
         return
     console, would = Console(), "would be " if removed.dry_run else ""
     for what, steps in (("deleted", removed.deleted), ("without optimizer state", removed.optimizer_dropped)):
-        say(console, f"{would}{what}: {', '.join(map(str, sorted(steps))) or 'none'}")
+        say(console, f"{would}{what}: {_numbers(steps)}")
     if removed.leftovers:
         say(console, f"left over by cut-off calls, removed: {removed.leftovers}")
+
+
+def _numbers(steps: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(steps))) or "none"

@@ -48,7 +48,9 @@ def gigabytes(size_bytes: int | None) -> str:
 
 
 def megabytes(size_bytes: int | None) -> str:
-    """A file's size as people read it; a small one in kilobytes."""
+    """A file's size as people read it; a small one in kilobytes, or bytes."""
     if size_bytes is None:
         return "?"
+    if size_bytes < 1e3:
+        return f"{size_bytes} B"
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.1f} kB"

@@ -53,14 +53,14 @@ def snapshot(root: Path) -> dict[str, tuple[int, int]]:
 def test_a_root_a_run_and_its_checkpoints_are_all_understood(root: Path) -> None:
     one = root / "p" / "models" / "one"
     for path, runs in (
-        (root, {"one", "two"}),
-        (one, {"one"}),
-        (one / "checkpoints", {"one"}),
-        (root.parent, {"one", "two"}),
+        (root, {"p/one", "q/two"}),
+        (one, {"p/one"}),
+        (one / "checkpoints", {"p/one"}),
+        (root.parent, {"p/one", "q/two"}),
     ):
         found = rows("list", "--path", str(path))
         assert {each["run"] for each in found} == runs
-        assert [each["step"] for each in found] == ["0000", "0001", "0002"] * len(runs)
+        assert [each["step"] for each in found] == [0, 1, 2] * len(runs)
 
 
 def test_list_says_what_the_manifests_say_and_touches_nothing(root: Path) -> None:
@@ -75,7 +75,7 @@ def test_list_says_what_the_manifests_say_and_touches_nothing(root: Path) -> Non
     lines = run("list", "--path", str(root)).stdout.splitlines()
     (line,) = (line for line in lines if line.split()[:2] == ["q/two", "0002"])
     size = f"{last['size_bytes'] / 1e3:.1f}"
-    assert line.split()[2:] == [size, "kB", manifest.adapter_digest[:12], "yes", "1", "0.625", "yes"]
+    assert line.split()[2:] == [size, "kB", manifest.adapter_digest[:12], "yes", "1", "0.625", "-", "yes"]
     assert run("verify", "--path", str(root)).exit_code == 0
     assert snapshot(root) == before
 
@@ -97,7 +97,21 @@ def test_verify_reads_every_byte(root: Path) -> None:
     assert line.startswith("q/two 0001 FAILED: ") and OPTIMIZER in line and "sha256" in line
     assert damaged.stdout.count(" ok: ") == 5
     problems = {each["step"]: each["problem"] for each in rows("verify", "--path", str(path.parents[2]))}
-    assert problems["0000"] is problems["0002"] is None and OPTIMIZER in problems["0001"]
+    assert problems[0] is problems[2] is None and OPTIMIZER in problems[1]
+
+
+async def test_what_was_dropped_is_told_and_not_counted(root: Path) -> None:
+    run_path = root / "p" / "models" / "one"
+    await LocalStore().drop_optimizer(run_path, [1])
+    whole, dropped = rows("list", "--path", str(run_path))[:2]
+    assert (whole["dropped"], dropped["dropped"]) == ([], [OPTIMIZER])
+    manifest = read_manifest(run_path / "checkpoints/0001")
+    left = sum(file.size_bytes for file in manifest.files.values()) - manifest.files[OPTIMIZER].size_bytes
+    assert dropped["size_bytes"] == left < whole["size_bytes"]
+    seen = rows("verify", "--path", str(run_path))[1]
+    assert (seen["files"], seen["size_bytes"], seen["problem"]) == (len(manifest.files) - 1, left, None)
+    (line,) = (line for line in run("list", "--path", str(root)).stdout.splitlines() if OPTIMIZER in line)
+    assert line.split()[:2] == ["p/one", "0001"] and line.split()[-2:] == [OPTIMIZER, "yes"]
 
 
 def test_every_kind_of_damage_is_named(root: Path) -> None:
@@ -115,9 +129,13 @@ def test_every_kind_of_damage_is_named(root: Path) -> None:
         "0009": "holds the manifest of step 2",
         "0010": "is a file or a link",
         "0011": "is a file or a link",
+        "latest": "is a file or a link",
     }
+    (checkpoints / "latest").symlink_to(checkpoints / "0002")
     for command in ("list", "verify"):
-        seen = {each["step"]: each["problem"] for each in rows(command, "--path", str(checkpoints))}
+        found = rows(command, "--path", str(checkpoints))
+        assert [each["step"] for each in found] == [0, 1, 2, 9, 10, 11, None]
+        seen = {Path(each["directory"]).name: each["problem"] for each in found}
         assert seen.keys() == expected.keys()
         assert {step: text in seen[step] for step, text in expected.items()} == dict.fromkeys(expected, True)
     assert run("verify", "--path", str(checkpoints)).exit_code == 1

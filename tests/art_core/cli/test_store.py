@@ -90,6 +90,7 @@ def test_what_is_not_there_is_named_with_the_nearest_that_is(root: Path, tmp_pat
         (("pull", "--run", "p/R", *store), there),
         (("delete", "--run", "p/R", "--step", "1", *store), there),
         (("fork", "--from", "p/R", "--run", "p/new", *store), there),
+        (("fork", "--from", "p/r@9", "--run", "p/new", *store), "no step 9 of run p/r; its steps: 0, 1, 2, 3, 4"),
         (("show", "9", "--run", "p/r"), "no step 9 of run p/r; its steps: 0, 1, 2, 3, 4"),
         (("delete", "--run", "p/r", "--step", "9"), "no step 9; its steps: 0, 1, 2, 3, 4; deleted: nothing"),
         (("delete", "--run", "p/r", "--step", "9", *store), "no step 9; its steps: 0, 1, 2, 3, 4; deleted: nothing"),
@@ -146,6 +147,10 @@ def test_what_is_refused(root: Path) -> None:
         (("gc", "--run", "p/r", "--keep", "newest=3"), "rule is 'newest=3'; allowed: latest=K"),
         (("gc", "--run", "p/r", "--keep", "latest=many"), "rule is 'latest=many'"),
         (("gc", "--run", "p/r", "--keep", "latest=0"), "retention latest is 0"),
+        (
+            ("gc", "--run", "p/r", "--keep", "latest=1", "--keep", "latest=2"),
+            "is given twice, as 1 and 2; give it",
+        ),
         (("gc", "--run", "p/r", "--keep", "best=val/other"), "has 'val/other'; name a metric that was logged"),
         (("gc", "--run", "r"), "give <project>/<run>"),
         (("push", "--run", "p/r", "--store", "file"), "holds no copies: give a URL"),
