@@ -66,8 +66,8 @@ def _fresh_root(parent: Path) -> Path:
     with disk.disk_errors("make a directory for the demo (--path names another)"):
         parent.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("demo-%Y%m%d-%H%M%S")
-    for number in range(2, 1000):
-        root = parent / (stamp if number == 2 else f"{stamp}-{number - 1}")
+    for number in range(1, 1000):
+        root = parent / (stamp if number == 1 else f"{stamp}-{number}")
         try:
             root.mkdir()
         except FileExistsError:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from art_core.demo.evaluation import Evaluation
 
-STAGES = ("generate", "batch", "train", "save", "manifest", "commit", "publish", "flip", "behaviour")
+STAGES = ("generate", "batch", "train", "save", "manifest", "commit", "publish", "settle", "flip", "behaviour")
 """The spans of one step, in the order in which they pass."""
 _SHOWN_S = 0.05
 """A stage shorter than this is left out of the line; the report has them all."""
