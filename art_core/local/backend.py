@@ -67,9 +67,8 @@ class LocalBackend(LocalTransfer):
         super().__init__(Path(options.get("path") or ".art").absolute(), options.get("store"), Plugins())
         self._options = options
         self._timeouts = options.get("timeouts") or Timeouts()
-        self._audience = (
-            Plugins()
-        )  # apart from the parts: one that can observe too is told only where that is asked for
+        # apart from the parts: one that can observe too is told only where that is asked for
+        self._audience = Plugins()
         observe(self._audience, options.get("observers", ()))
         self._observers: dict[tuple[str, str], Observers] = {}
         self._sessions: dict[tuple[str, str], _Session] = {}
@@ -172,9 +171,10 @@ class LocalBackend(LocalTransfer):
     async def close(self) -> None:
         """Stop every engine, trainer and gateway; idempotent."""
         for key in self._observers.keys() - self._sessions.keys():
-            await asyncio.to_thread(self._observers[key].close, key[1])
+            await asyncio.to_thread(self._observers.pop(key).close, key[1])
         while self._sessions:
-            _, session = self._sessions.popitem()
+            key, session = self._sessions.popitem()
+            del self._observers[key]  # its backend tells them
             await session.backend.close()
 
     def __enter__(self) -> Self:

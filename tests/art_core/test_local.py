@@ -23,6 +23,10 @@ told = []
 @hookimpl
 def art_on_log(run, record):
     told.append((run, record.step))
+
+@hookimpl
+def art_on_close(run):
+    told.append((run, "end"))
 """
 
 
@@ -64,3 +68,10 @@ async def test_a_reporter_that_is_not_installed_is_said_and_an_observer_that_is_
     await model.log([group(1.0)], step=3)
     with pytest.raises(PluginNotFoundError, match="observer 'bord' is not installed"):
         LocalBackend(path=tmp_path, observers=["bord"])
+
+
+async def test_observers_are_told_of_the_end_once_however_often_a_backend_is_closed(tmp_path: Path, site: Path) -> None:
+    async with LocalBackend(path=tmp_path, observers=["board"]) as backend:
+        await backend.register(trainable("first"))
+        await backend.close()
+    assert module(site, "board").told.count(("first", "end")) == 1
