@@ -1,18 +1,7 @@
-"""What goes wrong, and as what it is reported: to HTTP clients by the server, to ART by the engine.
+"""Why SGLang did not come up, read from its log: its processes end with the reason in it.
 
-| in the server                                  | HTTP                         | in the client process            |
-|------------------------------------------------|------------------------------|----------------------------------|
-| a request's parameter is wrong                 | 400 invalid_request_error    | (requests go through the gateway)|
-| no or another key                              | 401 authentication_error     |                                  |
-| model name not loaded (NoRouteError)           | 404 not_found_error          | NoRouteError                     |
-| adapter files don't fit, or SGLang can't serve | 422, error as `to_wire`      | CheckpointCorruptError           |
-| name taken, no slot, SGLang refuses            | 409, error as `to_wire`      | EngineError                      |
-| anything else on a route of ART's own          | 500, error as `to_wire`      | EngineError                      |
-| SGLang's own answers to requests               | as it gives them             |                                  |
-| one of its processes ends                      | all of them end              | EngineDiedError                  |
-| time-out                                       |                              | EngineUnavailableError           |
-
-Why a start failed is read from the log: SGLang's processes end with the reason in it.
+What goes wrong later, and as what it is reported, stands in `art_core.engine_front`. Besides, SGLang's own answers to
+requests go out as it gives them, and where one of its processes ends all of them do: an `EngineDiedError`.
 """
 
 from __future__ import annotations

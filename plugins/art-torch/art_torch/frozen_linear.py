@@ -48,10 +48,16 @@ class FrozenLinear(nn.Linear):
         return frozen_linear(input, self.weight, self.bias)
 
 
+def layer_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The linear modules of a model's layers by name: what an adapter may change, in trainer and engine alike."""
+    # The layers stand in a list, so a number is part of a layer's name; the head and the embeddings have none.
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {name: module for name, module in linears.items() if any(part.isdigit() for part in name.split("."))}
+
+
 def freeze_head(model: PreTrainedModel) -> None:
     """Replace the output embeddings, which stand outside the layers that adapters change."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     for name, module in list(model.named_modules()):
         if module is head and isinstance(module, nn.Linear):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, FrozenLinear(module))
+            model.set_submodule(name, FrozenLinear(module))

@@ -11,11 +11,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from art_core.adapter_file import read_bytes
+from art_core.adapter_file import RawTensor, read_bytes
 from art_core.errors import CheckpointCorruptError
 from art_core.file_record import open_regular
 
 _HEADER_LIMIT_BYTES = 16 << 20
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def as_tensor(raw: RawTensor) -> Tensor:
+    """A tensor of an adapter's file, on the CPU; it shares the memory."""
+    return torch.frombuffer(raw.data, dtype=_DTYPES[raw.dtype]).view(raw.shape)
 
 
 def read_tensors(path: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

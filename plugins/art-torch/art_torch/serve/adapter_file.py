@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from art_core import adapter_file
-from art_core.adapter_file import RawTensor, Site
-
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+from art_core.adapter_file import Site
+from art_torch.tensor_file import as_tensor
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,5 @@ def read_adapter(directory: Path, sites: Mapping[str, Site], lora_rank: int) -> 
         CheckpointCorruptError: Names the file or tensor and what is wrong with it.
     """
     read = adapter_file.read_adapter(directory, sites, lora_rank)
-    pairs = {name: (_tensor(a), _tensor(b)) for name, (a, b) in read.pairs.items()}
+    pairs = {name: (as_tensor(a), as_tensor(b)) for name, (a, b) in read.pairs.items()}
     return AdapterTensors(read.rank, read.scale, pairs)
-
-
-def _tensor(raw: RawTensor) -> torch.Tensor:
-    return torch.frombuffer(raw.data, dtype=_DTYPES[raw.dtype]).view(raw.shape)

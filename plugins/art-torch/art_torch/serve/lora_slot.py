@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from art_core.adapter_file import Site
-from art_torch.frozen_linear import FrozenLinear
+from art_torch.frozen_linear import FrozenLinear, layer_linears
 from art_torch.serve.adapter_file import AdapterTensors, hash_pair
 
 BASE_SLOT = -1
@@ -69,13 +69,9 @@ class LoRASlots:
         self.lora_rank = lora_rank
         self.dtype = model.dtype
         self._linears: dict[str, SlotLinear] = {}
-        for name, module in list(model.named_modules()):
-            # The layers stand in a list, so a number is part of a layer's name; the head and the embeddings have none.
-            if isinstance(module, nn.Linear) and any(part.isdigit() for part in name.split(".")):
-                parent, _, child = name.rpartition(".")
-                wrapped = SlotLinear(module, max_loras, lora_rank, self.segments)
-                setattr(model.get_submodule(parent), child, wrapped)
-                self._linears[name] = wrapped
+        for name, linear in layer_linears(model).items():
+            self._linears[name] = SlotLinear(linear, max_loras, lora_rank, self.segments)
+            model.set_submodule(name, self._linears[name])
         self.sites: Mapping[str, Site] = {
             name: Site(linear.in_features, linear.out_features) for name, linear in self._linears.items()
         }

@@ -15,15 +15,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from art_core.adapter_file import Site, read_bytes
+from art_core.adapter_file import PREFIX, Site, read_bytes
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG
 from art_core.config import LoRAConfig
 from art_core.errors import CheckpointCorruptError, ConfigError, nearest
+from art_torch.frozen_linear import layer_linears
 from art_torch.tensor_file import read_tensors
 from art_torch.train.low_rank import Adapted, LowRank, LowRankLinear
-
-_PREFIX = "base_model.model."
-"""What PEFT's files put before a parameter's name."""
 
 _CONFIG_LIMIT_BYTES = 1 << 20
 _SCALE_KEYS: Mapping[str, object] = {
@@ -63,8 +61,8 @@ class Adapter:
         self.parameters: dict[str, nn.Parameter] = {}
         """The trainable weights, float32, by their name in the file; sorted."""
         for name, module in self._modules.items():
-            self.parameters[f"{_PREFIX}{name}.lora_A.weight"] = module.a
-            self.parameters[f"{_PREFIX}{name}.lora_B.weight"] = module.b
+            self.parameters[f"{PREFIX}{name}.lora_A.weight"] = module.a
+            self.parameters[f"{PREFIX}{name}.lora_B.weight"] = module.b
         self.reset()
 
     def reset(self) -> None:
@@ -173,7 +171,7 @@ def written_config(lora: LoRAConfig, base_model: str, targets: Collection[str]) 
 
 def layer_sites(model: PreTrainedModel) -> dict[str, Site]:
     """Every linear module of the decoder layers of a model without adapter, by name."""
-    return {name: Site(linear.in_features, linear.out_features) for name, linear in _layer_linears(model).items()}
+    return {name: Site(linear.in_features, linear.out_features) for name, linear in layer_linears(model).items()}
 
 
 def target_modules(model: PreTrainedModel, lora: LoRAConfig) -> list[str]:
@@ -186,7 +184,7 @@ def target_modules(model: PreTrainedModel, lora: LoRAConfig) -> list[str]:
     Raises:
         ConfigError: A target matches none; names it and those that exist.
     """
-    linear = sorted(_layer_linears(model))
+    linear = sorted(layer_linears(model))
     if not linear:
         raise ConfigError(f"{type(model).__name__} has no torch.nn.Linear in its decoder layers; LoRA needs one")
     if lora.target_modules is None:
@@ -202,12 +200,6 @@ def target_modules(model: PreTrainedModel, lora: LoRAConfig) -> list[str]:
             )
         chosen |= matches
     return sorted(chosen)
-
-
-def _layer_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    # The layers stand in a list, so a number is part of a layer's name; the head and the embeddings have none.
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return {name: module for name, module in linears.items() if any(part.isdigit() for part in name.split("."))}
 
 
 def _matches(name: str, target: str) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LOG_RATIO_LIMIT = 20.0
-"""As the loss's: a larger log ratio is noise."""
+"""exp(20) is 5e8: a ratio beyond it is noise, and its float32 exponential would overflow soon after."""
 
 
 def penalised(

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from art_core.step import Level, StepConfig
-
-LOG_RATIO_LIMIT = 20.0
-"""exp(20) is 5e8: a ratio beyond it is noise, and its float32 exponential would overflow soon after."""
+from art_torch.train.kl import LOG_RATIO_LIMIT
 
 
 @dataclass(frozen=True, eq=False)

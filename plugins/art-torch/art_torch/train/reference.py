@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from art_core.adapter_file import RawTensor, Site, read_adapter
+from art_core.adapter_file import Site, read_adapter
 from art_core.errors import ConfigError
+from art_torch.tensor_file import as_tensor
 from art_torch.train.low_rank import LowRank
 
 _RANK_LIMIT = 512
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def read_reference(
@@ -38,11 +38,8 @@ def read_reference(
             f"the reference adapter in {directory} changes {beyond[0]!r}, which this run's adapter does not; allowed: "
             f"the run's own target modules, for example {min(adapted)!r}"
         )
-    return {
-        name: LowRank(_tensor(a, adapted[name]), _tensor(b, adapted[name]), file.scale)
-        for name, (a, b) in file.pairs.items()
-    }
-
-
-def _tensor(raw: RawTensor, device: torch.device) -> torch.Tensor:
-    return torch.frombuffer(raw.data, dtype=_DTYPES[raw.dtype]).view(raw.shape).to(device, torch.float32)
+    updates = {}
+    for name, pair in file.pairs.items():
+        a, b = (as_tensor(raw).to(adapted[name], torch.float32) for raw in pair)
+        updates[name] = LowRank(a, b, file.scale)
+    return updates
