@@ -190,7 +190,7 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads(read_bytes(path, _CONFIG_LIMIT_BYTES))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _corrupt(f"{path.name} is no JSON: {error}") from error
     if not isinstance(config, dict):
         raise _corrupt(f"{path.name} is a JSON {type(config).__name__}; an object is needed")

@@ -54,6 +54,12 @@ def _plain_name(name: str) -> str:
     return name
 
 
+def _with_adapter(files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+    if missing := sorted({ADAPTER, ADAPTER_CONFIG} - files.keys()):
+        raise ValueError(f"{' and '.join(missing)} must be among them")
+    return files
+
+
 class Manifest(BaseModel):
     """What a checkpoint is: written last, read first."""
 
@@ -68,7 +74,7 @@ class Manifest(BaseModel):
     """Of a forked step: the checkpoint that it was copied from, ``<project>/<run>@<step>``."""
     updated: bool = True
     """False where the step made no optimizer update: the adapter equals its parent's."""
-    files: dict[Annotated[str, AfterValidator(_plain_name)], FileRecord]
+    files: Annotated[dict[Annotated[str, AfterValidator(_plain_name)], FileRecord], AfterValidator(_with_adapter)]
     metrics: dict[str, FiniteFloat] = {}
     versions: dict[str, str] = {}
     """Distribution name to version, of the trainer's side."""
@@ -231,8 +237,7 @@ def check_layout(directory: Path, manifest: Manifest) -> Sequence[str]:
         CheckpointCorruptError: One is missing, extra, not regular or of another size; it is named.
         StoreError: The system refuses to list the directory.
     """
-    with disk.disk_errors("read a checkpoint"), os.scandir(directory) as entries:
-        seen = {entry.name: entry.stat(follow_symlinks=False) for entry in entries if entry.name != MANIFEST}
+    seen = _scan(directory)
     expected = {name: file.size_bytes for name, file in manifest.files.items()}
     markers = {name + DROPPED: name for name in DROPPABLE & expected.keys()}
     dropped = {name for marker, name in markers.items() if marker in seen}
@@ -248,6 +253,19 @@ def check_layout(directory: Path, manifest: Manifest) -> Sequence[str]:
         if seen[name].st_size != expected[name]:
             raise corrupt(path, f"has {seen[name].st_size} bytes; its manifest says {expected[name]}")
     return [name for name in manifest.files if name in seen]
+
+
+def _scan(directory: Path) -> dict[str, os.stat_result]:
+    """What stands beside the manifest; looked at again where a file was dropped on purpose meanwhile."""
+    for left in reversed(range(1 + len(DROPPABLE))):
+        with disk.disk_errors("read a checkpoint"):
+            try:
+                with os.scandir(directory) as entries:
+                    return {each.name: each.stat(follow_symlinks=False) for each in entries if each.name != MANIFEST}
+            except FileNotFoundError as error:
+                if not left:
+                    raise corrupt(error.filename or directory, "is missing") from error
+    raise AssertionError("unreachable")
 
 
 def _record(path: Path) -> FileRecord | None:

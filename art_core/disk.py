@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from art_core.errors import StoreError
+
+J = TypeVar("J", dict[str, Any], list[Any])
 
 _UNFINISHED = ".new"
 
@@ -104,7 +109,7 @@ def append_line(path: Path, line: bytes) -> None:
     with opened(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW) as fd:
         end = os.lseek(fd, 0, os.SEEK_END)
         if end and os.pread(fd, 1, end - 1) != b"\n":
-            end = path.read_bytes().rfind(b"\n") + 1
+            end = read(path).rfind(b"\n") + 1
             os.ftruncate(fd, end)
             os.lseek(fd, end, os.SEEK_SET)
         write_all(fd, line + b"\n")
@@ -113,9 +118,52 @@ def append_line(path: Path, line: bytes) -> None:
         sync(path.parent)
 
 
+def read(path: Path) -> bytes:
+    """A regular file's bytes; never through a link, and never waiting for what may come out of a pipe."""
+    with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        with open(fd, "rb", closefd=False) as file:
+            return file.read()
+
+
 def lines(path: Path) -> list[bytes]:
     """Every whole line that `append_line` has added; none where the file does not stand."""
-    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return read(path).split(b"\n")[:-1] if path.exists() else []
+
+
+def json_lines(path: Path, kind: type[J]) -> list[J]:
+    """What a file holds that `append_line` has written, line by line; nothing where it does not stand.
+
+    Args:
+        path: The file.
+        kind: What a line must be.
+
+    Raises:
+        StoreError: A line is damaged.
+    """
+    return [parse_line(path, number, line, kind) for number, line in enumerate(lines(path), 1)]
+
+
+def parse_line(path: Path, number: int, line: bytes, kind: type[J]) -> J:
+    """A line of JSON.
+
+    Args:
+        path: Where it stands, for the message.
+        number: Which line, for the message.
+        line: The line.
+        kind: What it must be.
+
+    Raises:
+        StoreError: It is no JSON, or something else.
+    """
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} line {number} is damaged: {error}; restore the file or delete that line") from error
+    if not isinstance(data, kind):
+        raise StoreError(f"{path} line {number} is damaged: no {kind.__name__}; restore the file or delete that line")
+    return data
 
 
 def unfinished(directory: Path) -> list[Path]:
@@ -129,6 +177,14 @@ def make_directory(path: Path) -> None:
         make_directory(path.parent)
         path.mkdir(exist_ok=True)
         sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a directory with what is in it, or whatever else stands there; a link, not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def remove_directory(directory: Path) -> None:

@@ -8,12 +8,12 @@ makes one winner among any number of committers, on every file system whose lock
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from art_core import disk
 from art_core.checkpoint import MANIFEST, Checkpoint, StoredCheckpoint, check_layout
+from art_core.errors import CheckpointCorruptError
 from art_core.file_record import corrupt
 from art_core.local_store import (
     commit_step,
@@ -27,7 +27,7 @@ from art_core.local_store import (
 )
 from art_core.protocols.store import StoreEntry
 from art_core.run import LEFTOVERS, RunDirectory, run_path
-from art_core.run_key import RunKey
+from art_core.run_key import RunKey, plain_keys
 
 _log = logging.getLogger("art.store")
 
@@ -60,7 +60,7 @@ class FileStore:
         strange = [each for each in stored if each.run != run.run]
         for each in strange:
             _log.warning("%s is left out: it is of run %r", each.directory, each.run)
-        return [_entry(each) for each in stored if each not in strange]
+        return await in_thread(_entries, [each for each in stored if each not in strange])
 
     async def fetch(self, run: RunKey, step: int, directory: Path) -> Checkpoint:
         """Copy a checkpoint into an empty directory, every byte verified."""
@@ -91,7 +91,7 @@ class FileStore:
     def _runs(self) -> Sequence[RunKey]:
         with disk.disk_errors(f"read {self._root}"):
             steps = [each for each in self._root.glob("*/models/*/checkpoints/*") if not each.name.startswith(".")]
-        return sorted({RunKey(step.parents[3].name, step.parents[1].name) for step in steps})
+        return plain_keys((step.parents[3].name, step.parents[1].name) for step in steps)
 
     def _commit(self, run: RunDirectory, checkpoint: Checkpoint) -> StoreEntry:
         with disk.disk_errors(f"copy step {checkpoint.manifest.step} to {run.checkpoints}"):
@@ -117,8 +117,20 @@ class FileStore:
             left = [path for path in run.checkpoints.iterdir() if path.name.startswith(LEFTOVERS) and path != clock]
             old = [path for path in left if _untouched_since(path, oldest)]
             for path in (*old, clock):
-                shutil.rmtree(path)
+                disk.remove(path)
             return len(old)
+
+
+def _entries(stored: Iterable[StoredCheckpoint]) -> list[StoreEntry]:
+    """What is still there of steps that were listed just now."""
+    found = []
+    for each in stored:
+        try:
+            found.append(_entry(each))
+        except CheckpointCorruptError as error:
+            if each.directory.exists():
+                _log.warning("%s is left out: %s", each.directory, error)
+    return found
 
 
 def _entry(stored: StoredCheckpoint) -> StoreEntry:

@@ -136,8 +136,11 @@ def list_steps(run: RunDirectory) -> list[StoredCheckpoint]:
     for path in shown:
         try:
             found.append(read_step(run, path))
+        except CheckpointNotFoundError:
+            continue  # deleted since the names were read
         except CheckpointCorruptError as error:
-            _log.warning("%s is left out: %s", path, error)
+            if os.path.lexists(path):
+                _log.warning("%s is left out: %s", path, error)
     return sorted(found, key=lambda stored: stored.step)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 from art_core.bucket import StoredObject
 from art_core.checkpoint import DROPPED, MANIFEST, Manifest
@@ -34,6 +35,11 @@ def place_of(run: RunKey) -> str:
 def lease_of(run: RunKey) -> str:
     """What the keys of the marks begin with by which a run's writers take turns."""
     return f".art-lease/{_segment(run.project)}/{_segment(run.run)}/"
+
+
+def is_ours(*segments: str) -> bool:
+    """Whether parts of a key are written as we write names; others are somebody else's keys."""
+    return all(_segment(unquote(each)) == each for each in segments)
 
 
 def _segment(name: str) -> str:

@@ -43,9 +43,9 @@ from art_core.errors import (
 )
 from art_core.lease import lease
 from art_core.local_store import in_thread, make_empty, require_unprotected
-from art_core.object_layout import by_step, forms_of, keys_of, lease_of, place_of
+from art_core.object_layout import by_step, forms_of, is_ours, keys_of, lease_of, place_of
 from art_core.protocols.store import StoreEntry, content_key
-from art_core.run_key import RunKey
+from art_core.run_key import RunKey, plain_keys
 
 R = TypeVar("R")
 
@@ -89,7 +89,7 @@ class ObjectStore:
         projects = [each for each in await self._bucket.folders("") if not each.startswith(".")]
         found = await _gather(self._bucket.folders(f"{project}/models/") for project in projects)
         pairs = [(project, run) for project, runs in zip(projects, found, strict=True) for run in runs]
-        return sorted(RunKey(unquote(project), unquote(run)) for project, run in pairs)
+        return plain_keys((unquote(project), unquote(run)) for project, run in pairs if is_ours(project, run))
 
     async def commit(self, run: RunKey, checkpoint: Checkpoint) -> StoreEntry:
         """Copy a checkpoint in, and make it visible and durable."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import socket
 import uuid
 from collections.abc import Iterator, Mapping
@@ -130,7 +129,7 @@ class RunDirectory:
         """
         path = self.path / "run.json"
         with disk.disk_errors("read a run"):
-            data = path.read_bytes()
+            data = disk.read(path)
         try:
             return RunRecord.model_validate_json(data)
         except ValidationError as error:
@@ -152,14 +151,19 @@ class RunDirectory:
         return directory
 
     def discard(self, directory: Path) -> None:
-        """Remove a directory of `checkpoints` so that at any instant it is there whole or not visible; idempotent."""
+        """Remove a directory of `checkpoints` so that at any instant it is there whole or not visible; idempotent.
+
+        Raises:
+            StoreError: The system refuses.
+        """
         trash = self.checkpoints / f"{_TRASH}{uuid.uuid4().hex}"
-        try:
-            os.rename(directory, trash)  # noqa: PTH104
-        except FileNotFoundError:
-            return
-        disk.sync(self.checkpoints)
-        shutil.rmtree(trash)
+        with disk.disk_errors(f"remove {directory}"):
+            try:
+                os.rename(directory, trash)  # noqa: PTH104
+            except FileNotFoundError:
+                return
+            disk.sync(self.checkpoints)
+            disk.remove(trash)
 
     def read_state(self) -> dict[str, Any]:
         """The client's state; empty where none was written.
@@ -171,8 +175,7 @@ class RunDirectory:
         with disk.disk_errors("read a run's state"):
             if not path.exists():
                 return {}
-            state: dict[str, Any] = _parse(path, 1, path.read_bytes())
-            return state
+            return disk.parse_line(path, 1, disk.read(path), dict)
 
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Replace the client's state, durably and whole.
@@ -189,7 +192,8 @@ class RunDirectory:
         Raises:
             StoreError: A line is damaged, or the system refuses.
         """
-        return json_lines(self.path / "history.jsonl")
+        with disk.disk_errors("read a run"):
+            return disk.json_lines(self.path / "history.jsonl", dict)
 
     def append_history(self, line: Mapping[str, Any]) -> None:
         """Log one line, durably. What a kill cut short before is removed first.
@@ -240,7 +244,7 @@ class RunDirectory:
     def _sweep(self) -> None:
         for path in self.checkpoints.iterdir():
             if path.name.startswith(LEFTOVERS):
-                shutil.rmtree(path)
+                disk.remove(path)
         for directory in (self.path, *self.path.glob("trajectories/*")):
             for file in disk.unfinished(directory):
                 file.unlink()
@@ -259,8 +263,9 @@ def run_path(root: Path, project: str, run: str) -> Path:
     """
     root = root.absolute()
     path = root / plain_name("project", project) / "models" / plain_name("run", run)
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise ConfigError(f"run directory {path} leads out of {root} through a link; remove the link")
+    for place in (path, path / "checkpoints"):
+        if not place.resolve().is_relative_to(root.resolve()):
+            raise ConfigError(f"{place} leads out of {root} through a link; remove the link")
     return path
 
 
@@ -273,24 +278,3 @@ def shape_fields(first: LoRAConfig, second: LoRAConfig) -> Iterator[tuple[str, o
 
 def _modules(lora: LoRAConfig) -> list[str] | None:
     return None if lora.target_modules is None else sorted(lora.target_modules)
-
-
-def json_lines(path: Path) -> list[Any]:
-    """What a file of a run holds, line by line; nothing where it does not stand.
-
-    Args:
-        path: A file that `disk.append_line` writes.
-
-    Raises:
-        StoreError: A line is damaged, or the system refuses.
-    """
-    with disk.disk_errors("read a run"):
-        return [_parse(path, number, line) for number, line in enumerate(disk.lines(path), 1)]
-
-
-def _parse(path: Path, number: int, line: bytes) -> Any:
-    try:
-        data = json.loads(line)
-    except ValueError as error:
-        raise StoreError(f"{path} line {number} is damaged: {error}; restore the file or delete that line") from error
-    return data

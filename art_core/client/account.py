@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from art_core import disk
-from art_core.run import json_lines
 from art_core.trajectory import TrajectoryGroup
 
 _HOUR_S = 3600.0
@@ -84,7 +83,9 @@ class Account:
         if not ids:
             return {}
         if self._scenarios is None:
-            self._scenarios = {each for line in json_lines(run / SCENARIOS) for each in line}
+            with disk.disk_errors("read a run's scenarios"):
+                found = disk.json_lines(run / SCENARIOS, list)
+            self._scenarios = {each for line in found for each in line}
         if new := set(ids) - self._scenarios:
             with disk.disk_errors("write a run's scenarios"):
                 disk.append_line(run / SCENARIOS, json.dumps(sorted(new)).encode())

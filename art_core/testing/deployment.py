@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
+import pytest_asyncio
 
 from art_core.capability import Capabilities
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, StoredCheckpoint
@@ -67,7 +68,7 @@ class DeploymentCase:
         """A publisher, made without an engine, as `deploy_model` makes it."""
         return made(part, options)
 
-    @pytest.fixture
+    @pytest_asyncio.fixture(loop_scope="session")
     async def step(self, tmp_path: Path) -> StoredCheckpoint:
         """Step 7 of a run of the test's own, stored; its name is not ASCII."""
         return await stored(tmp_path, f"{tmp_path.name} {RUN}", 7)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from art_core.checkpoint import (
     ADAPTER,
     ADAPTER_CONFIG,
+    DROPPED,
     MANIFEST,
     OPTIMIZER,
     PROBE,
@@ -197,7 +200,36 @@ def test_only_regular_files_can_be_staged(tmp_path: Path, monkeypatch: pytest.Mo
             write_manifest(tmp_path, run="run", step=0, base_model=BASE)
 
 
+def test_a_step_whose_optimizer_is_dropped_while_one_looks_is_whole(
+    step: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    @contextmanager
+    def dropping(path: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            seen = list(entries)
+        if (step / OPTIMIZER).exists():
+            (step / (OPTIMIZER + DROPPED)).touch()
+            (step / OPTIMIZER).unlink()
+        yield iter(seen)
+
+    manifest = read_manifest(step)
+    monkeypatch.setattr(os, "scandir", dropping)
+    assert sorted(check_layout(step, manifest)) == sorted({*manifest.files} - {OPTIMIZER})
+
+
+@pytest.mark.parametrize("name", [ADAPTER, ADAPTER_CONFIG])
+def test_a_manifest_without_an_adapter_is_none(step: Path, name: str) -> None:
+    data = json.loads((step / MANIFEST).read_text())
+    del data["files"][name], data["manifest_sha256"]
+    (step / MANIFEST).write_text(json.dumps(data))
+    with pytest.raises(CheckpointCorruptError, match=f"{name} must be among them"):
+        read_manifest(step)
+
+
 def test_a_metric_must_be_finite(tmp_path: Path) -> None:
+    write_step_files(tmp_path, 0)
     with pytest.raises(CheckpointError, match=r"metrics.loss: .*finite"):
         write_manifest(tmp_path, run="run", step=0, base_model=BASE, metrics={"loss": float("nan")})
 

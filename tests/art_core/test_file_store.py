@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from art_core import file_store
 from art_core.builtin.file import FileStoreOptions
 from art_core.capability import Capability
-from art_core.checkpoint import ADAPTER, Checkpoint
+from art_core.checkpoint import ADAPTER, Checkpoint, StoredCheckpoint
 from art_core.config import Environment, LoRAConfig
 from art_core.errors import CheckpointCorruptError, ConfigError, StoreError
 from art_core.file_store import FileStore
@@ -84,6 +87,47 @@ async def test_a_step_of_another_run_is_left_out(
     assert "is left out: it is of run 'r'" in caplog.text
     with pytest.raises(CheckpointCorruptError, match=r"manifest.json is of run 'r'"):
         await store.fetch(other, 1, tmp_path / "fetched")
+
+
+async def test_what_is_no_run_of_ours_is_passed_over(store: FileStore, tmp_path: Path) -> None:
+    await store.commit(KEY, staged(tmp_path, 1))
+    for name in (".hidden", "back\\slash", os.fsdecode(b"no utf-8 \xff")):
+        for project, run in ((name, "r"), ("p", name)):
+            (tmp_path / "store" / project / "models" / run / "checkpoints" / "0001").mkdir(parents=True)
+    assert await store.runs() == [KEY]
+
+
+async def test_checkpoints_that_a_link_leads_out_of_the_place_are_not_touched(store: FileStore, tmp_path: Path) -> None:
+    await store.commit(KEY, staged(tmp_path, 1))
+    run = tmp_path / "store" / "p" / "models" / "r"
+    (run / "checkpoints").rename(tmp_path / "outside")
+    (run / "checkpoints").symlink_to(tmp_path / "outside")
+    calls: Sequence[Callable[[], Awaitable[object]]] = (
+        lambda: store.list(KEY),
+        lambda: store.commit(KEY, staged(tmp_path, 2)),
+        lambda: store.delete(KEY, [1], []),
+        lambda: store.fetch(KEY, 1, tmp_path / "fetched"),
+    )
+    for call in calls:
+        with pytest.raises(ConfigError, match=r"leads out of .* through a link"):
+            await call()
+    assert [path.name for path in (tmp_path / "outside").iterdir()] == ["0001"]
+
+
+async def test_a_step_that_goes_while_it_is_listed_is_no_error(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        await store.commit(KEY, staged(tmp_path, step))
+    listed = file_store.list_steps
+
+    def deleting(run: RunDirectory) -> list[StoredCheckpoint]:
+        found = listed(run)
+        shutil.rmtree(run.step_directory(1))
+        return found
+
+    monkeypatch.setattr(file_store, "list_steps", deleting)
+    assert [each.step for each in await store.list(KEY)] == [2]
 
 
 async def test_sweep_spares_what_is_in_the_making(store: FileStore, tmp_path: Path) -> None:

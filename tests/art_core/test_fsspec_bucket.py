@@ -59,6 +59,15 @@ async def test_a_driver_that_can_not_create_only_what_is_not_there_is_found_out(
     assert list(await leased.list(KEY)) == [entry]
 
 
+async def test_keys_that_no_run_of_ours_has_are_passed_over(url: str, tmp_path: Path) -> None:
+    await store(url).commit(KEY, stage_step(tmp_path / KEY.run, 1))
+    bucket = open_bucket(url, {})
+    for name in ("..%2Fup", "%2E%2E", ".hidden", "back%5Cslash", "%FF", "r%72", "not encoded", "%00"):
+        for project, run in ((name, "r"), ("p", name)):
+            await bucket.put(f"{project}/models/{run}/checkpoints/0001/manifest.json", b"{}")
+    assert await store(url).runs() == [KEY]
+
+
 @pytest.mark.parametrize("url", ["nothing://x", "memory2://x"])
 def test_a_driver_that_there_is_not_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=f"fsspec can't use '{url}'"):

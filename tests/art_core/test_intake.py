@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save
 
 from art_core.base_model import BaseIdentity
-from art_core.checkpoint import ADAPTER, Checkpoint, write_manifest
+from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, Checkpoint, write_manifest
 from art_core.errors import CheckpointCorruptError
 from art_core.intake import require_arrays
 from tests.staged import stage_step
@@ -25,6 +25,7 @@ def checkpoint(tmp_path: Path, data: bytes) -> Checkpoint:
     directory = tmp_path / "checkpoint"
     directory.mkdir(exist_ok=True)
     (directory / ADAPTER).write_bytes(data)
+    (directory / ADAPTER_CONFIG).write_text("{}")
     return write_manifest(directory, run="r", step=1, base_model=BASE)
 
 

@@ -8,12 +8,22 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from art_core import disk
-from art_core.checkpoint import ADAPTER, MANIFEST, Checkpoint, manifest_bytes, read_manifest, verify, write_manifest
+from art_core import disk, local_store
+from art_core.checkpoint import (
+    ADAPTER,
+    MANIFEST,
+    Checkpoint,
+    check_layout,
+    manifest_bytes,
+    read_manifest,
+    verify,
+    write_manifest,
+)
 from art_core.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
@@ -153,6 +163,35 @@ async def test_foreign_names_are_left_out(run: Path, caplog: pytest.LogCaptureFi
     assert "0008 is a file or a link" in caplog.text
 
 
+async def test_a_link_or_a_file_in_a_steps_place_can_be_deleted_and_what_it_leads_to_stays(
+    run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("keep")
+    await store.commit(run, stage_step(run, 0))
+    (run / "checkpoints" / "0007").symlink_to(tmp_path / "elsewhere")
+    (run / "checkpoints" / "0008").write_text("odd")
+    assert await store.delete(run, [7, 8], [0]) == [7, 8]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["0000"]
+    assert (tmp_path / "elsewhere" / "mine").read_text() == "keep"
+
+
+async def test_steps_that_go_while_they_are_listed_are_no_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(3):
+        await store.commit(run, stage_step(run, step))
+    real: dict[str, Callable[..., object]] = {"read_manifest": read_manifest, "check_layout": check_layout}
+    for name, function in real.items():
+
+        def deleting(directory: Path, *rest: object, function: Callable[..., object] = function) -> object:
+            local_store.delete_steps(RunDirectory(run), {1}, set())
+            return function(directory, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(local_store, name, deleting)
+            assert await steps(run) == [0, 2]
+        await store.commit(run, stage_step(run, 1))
+
+
 async def test_fetch_refuses_what_is_gone_corrupt_or_in_the_way(run: Path, tmp_path: Path) -> None:
     stored = await store.commit(run, stage_step(run, 1))
     (tmp_path / "full").mkdir()
@@ -246,7 +285,7 @@ async def test_ten_thousand_steps_are_listed_in_bounded_time(run: Path) -> None:
 async def test_the_run_directory_is_a_place_for_it(tmp_path: Path) -> None:
     """`write_manifest` on another file system's directory, or a path that is gone, is a typed refusal."""
     manifest = stage_step(tmp_path / "run", 1).manifest
-    with pytest.raises(StoreError, match=r"can't read a checkpoint: .*gone: No such file"):
+    with pytest.raises(CheckpointCorruptError, match=r"gone is missing"):
         await store.commit(tmp_path / "run", Checkpoint(tmp_path / "gone", manifest))
     with pytest.raises(StoreError):
         write_manifest(tmp_path / "gone", run="run", step=1, base_model=BASE)

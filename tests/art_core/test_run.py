@@ -200,6 +200,30 @@ def test_a_torn_last_line_is_left_out_and_repaired(run: RunDirectory, cut: int) 
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1}, {"step": 3}]
 
 
+@pytest.mark.parametrize("line", [b"[1]", b"7", b"[" * 100_000])
+def test_a_line_that_is_no_object_is_named(run: RunDirectory, line: bytes) -> None:
+    (run.path / "history.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
+    with pytest.raises(StoreError, match=r"history.jsonl line 2 is damaged"):
+        run.history()
+
+
+@pytest.mark.parametrize("name", ["run.json", "state.json", "history.jsonl"])
+def test_a_pipe_or_a_link_in_a_files_place_is_refused_and_not_waited_for(
+    run: RunDirectory, tmp_path: Path, name: str
+) -> None:
+    read = {"run.json": run.record, "state.json": run.read_state, "history.jsonl": run.history}[name]
+    path = run.path / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(StoreError, match=f"{name}: it is not a regular file"):
+        read()
+    path.unlink()
+    (tmp_path / "outside").write_text("{}")
+    path.symlink_to(tmp_path / "outside")
+    with pytest.raises(StoreError, match=name):
+        read()
+
+
 def test_a_damaged_line_is_named(run: RunDirectory) -> None:
     for step in range(3):
         run.append_history({"step": step})

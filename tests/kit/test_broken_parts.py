@@ -69,11 +69,12 @@ class Report:
 
 
 async def run_kit(kind: str, base_model: Path, report: Path) -> Report:
-    """Run pytest on one broken part in a process of its own."""
+    """Run pytest on one broken part in a process of its own, without any setting, as in somebody else's project."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, f"--rootdir={ROOT}", f"--junitxml={report}"]
     process = await asyncio.create_subprocess_exec(
         *command,
+        *("-p", "no:cacheprovider"),
         str(BROKEN / f"{kind}.py"),
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path, "KIT_BASE_MODEL": str(base_model)},

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from art_core.checkpoint import Checkpoint, verify
 from art_core.config import PartOptions
@@ -100,7 +101,7 @@ class StoreCase:
         """Makes further stores of the same place."""
         return Maker(part.create, options)
 
-    @pytest.fixture
+    @pytest_asyncio.fixture(loop_scope="session")
     async def store(self, make: Maker) -> CheckpointStore:
         """A store, made anew for every test, and checked as at a start."""
         store = make()

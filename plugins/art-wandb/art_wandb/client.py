@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from art_core.file_record import FileRecord
-from art_core.run_key import RunKey
+from art_core.run_key import RunKey, plain_keys
 from art_wandb.name import artifact_name, optimizer_name, project_name
 from art_wandb.options import WandbStoreOptions
 from art_wandb.process import WANDB
@@ -52,7 +52,7 @@ class WandbClient:
     async def runs(self) -> Sequence[RunKey]:
         """Every run with an adapter that was written by us."""
         found = await self._call("runs", entity=await self.entity(), kind="lora", keys=[PROJECT, RUN])
-        return sorted({RunKey(project, run) for project, run in found})
+        return plain_keys(found)
 
     async def versions(self, run: RunKey, kind: Kind) -> dict[int, list[Version]]:
         """A run's steps to their versions, the oldest first."""
