@@ -94,9 +94,7 @@ class ChatTemplate:
             raise RequestError(400, "the model has no chat template; use /v1/completions", param="messages")
         given = variables or {}
         if reserved := sorted(given.keys() & self._reserved):
-            raise bad_parameter(
-                "chat_template_kwargs", reserved[0], "variables of the template, not the renderer's own"
-            )
+            raise bad_parameter("chat_template_kwargs", reserved[0], _VARIABLES)
         if tools:
             self.tools.require("tools")
             for tool in tools:
