@@ -6,11 +6,14 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from queue import SimpleQueue
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +21,8 @@ from art_core import disk
 from art_core.errors import CheckpointCorruptError
 
 _PIECE_BYTES = 256 << 10  # small enough for a processor's own cache
+_NICE = 10
+"""By so much a thread that hashes beside a transfer is nicer: it takes what the transfer leaves."""
 
 
 class FileRecord(BaseModel):
@@ -37,6 +42,17 @@ def record(path: Path) -> FileRecord:
     """
     with open_regular(path) as (file, size):
         return FileRecord(size_bytes=size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def record_beside(path: Path) -> FileRecord:
+    """`record` in a thread that gives way to others: for beside a transfer, which is not to wait for it.
+
+    Raises:
+        CheckpointCorruptError: It is missing, a link, a device or a directory.
+        StoreError: The system refuses to read it.
+    """
+    with _beside() as aside:
+        return aside.submit(record, path).result()
 
 
 def force(path: Path) -> FileRecord:
@@ -71,6 +87,60 @@ def copy(source: Path, target: Path) -> FileRecord:
             disk.write_all(fd, piece[:size])
         os.lseek(fd, 0, os.SEEK_SET)
         return _forced(FileIO(fd, closefd=False))
+
+
+def receive(pieces: Iterable[bytes | memoryview], path: Path, limit_bytes: int) -> FileRecord:
+    """Write a file that comes in pieces, and force it to the disk; it is hashed meanwhile.
+
+    The hash reads the file again, out of the system's cache, and may lag behind: while bytes come the processors are
+    busy with those, and while the disk works they are idle.
+
+    Args:
+        pieces: Its bytes, in order; a MB or so each is a good size.
+        path: Must not exist.
+        limit_bytes: No more than this, and one piece beyond it, is taken.
+
+    Returns:
+        Size and sha256 of what stands in the file.
+
+    Raises:
+        OSError: The system refuses to write.
+    """
+    size, written = 0, SimpleQueue[int | None]()
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with disk.opened(path, flags) as fd, _beside() as aside:
+        hashed = aside.submit(_hash_behind, fd, written)
+        try:
+            for piece in pieces:
+                disk.write_all(fd, piece)
+                size += len(piece)
+                written.put(size)
+                if size > limit_bytes:
+                    break
+            os.fsync(fd)
+        finally:
+            written.put(None)
+        return FileRecord(size_bytes=size, sha256=hashed.result())
+
+
+def _hash_behind(fd: int, written: SimpleQueue[int | None]) -> str:
+    """Hash a file up to each size that it has reached."""
+    digest, at, piece = hashlib.sha256(), 0, memoryview(bytearray(_PIECE_BYTES))
+    while (size := written.get()) is not None:
+        while at < size and (count := os.preadv(fd, [piece[: size - at]], at)):
+            digest.update(piece[:count])
+            at += count
+    return digest.hexdigest()
+
+
+def _beside() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="art-hash", initializer=_give_way)
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":  # elsewhere threads have no priority of their own
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICE)
 
 
 def _forced(file: FileIO) -> FileRecord:

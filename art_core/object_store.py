@@ -197,7 +197,7 @@ class ObjectStore:
 
     async def _upload(self, key: str, checkpoint: Checkpoint, name: str) -> None:
         path = checkpoint.directory / name
-        seen, _ = await asyncio.gather(in_thread(file_record.record, path), self._bucket.upload(key, path))
+        seen, _ = await asyncio.gather(in_thread(file_record.record_beside, path), self._bucket.upload(key, path))
         if seen != checkpoint.manifest.files[name]:
             raise file_record.differs(path, seen, checkpoint.manifest.files[name])
 

@@ -32,8 +32,8 @@ class S3StoreOptions(PartOptions):
     """For a server that can't create-if-absent: writers take turns by a lease. A run then belongs on one machine."""
     timeout_s: float = Field(default=60.0, gt=0)
     """A request without any progress for so long is given up, and tried again later."""
-    part_bytes: int = Field(default=16 << 20, ge=5 << 20, le=1 << 30)
-    """Files that are more than four times as large are uploaded in parts of this size, several at once."""
+    part_bytes: int = Field(default=8 << 20, ge=5 << 20, le=1 << 30)
+    """Files that are more than eight times as large are uploaded in parts of this size, several at once."""
 
     @model_validator(mode="after")
     def _one_place(self) -> S3StoreOptions:

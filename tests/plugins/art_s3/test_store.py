@@ -37,7 +37,7 @@ from tests.staged import stage_step
 KEY = RunKey("p", "r")
 RUN = "some/prefix/p/models/r/checkpoints/"
 AMAZON = {"virtual_hosted_style_request": "true", "unsigned_payload": "true"}
-PLAIN = {"virtual_hosted_style_request": "false", "unsigned_payload": "false"}
+PLAIN = {"virtual_hosted_style_request": "false", "checksum_algorithm": "sha256"}
 
 
 def staged(tmp_path: Path, step: int, seed: int | None = None) -> Any:
@@ -249,14 +249,14 @@ async def test_large_files_go_in_parts(place: Place, tmp_path: Path) -> None:
     with proxy(str(place.options.endpoint_url), spoil) as address:
         store = place.store(endpoint_url=address, part_bytes=5 << 20)
         checkpoint = staged(tmp_path, 1)
-        (checkpoint.directory / "large.safetensors").write_bytes(bytes(range(256)) * (96 << 10))
+        (checkpoint.directory / "large.safetensors").write_bytes(bytes(range(256)) * (180 << 10))
         from art_core.checkpoint import write_manifest
 
         checkpoint = write_manifest(
             checkpoint.directory, run=KEY.run, step=1, base_model=checkpoint.manifest.base_model
         )
         await store.commit(KEY, checkpoint)
-        assert len([path for method, path in spoil.seen if method == "PUT" and "partNumber" in path]) == 5
+        assert len([path for method, path in spoil.seen if method == "PUT" and "partNumber" in path]) == 9
         fetched = await store.fetch(KEY, 1, tmp_path / "fetched")
         assert fetched.manifest == checkpoint.manifest
 

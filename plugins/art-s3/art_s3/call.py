@@ -1,0 +1,60 @@
+"""Blocking calls of a client library, each in a daemon thread of its own, for an event loop that may cancel them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import TypeVar
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+_PATIENCE_S = 2.0
+"""A cancelled caller waits so long for the call's end. One that a server keeps silent to is left behind."""
+
+
+class GivenUpError(Exception):
+    """The caller was cancelled; nobody sees this."""
+
+
+def until(given_up: threading.Event, each: Iterable[T]) -> Iterator[T]:
+    """Go through things until the caller is cancelled.
+
+    Raises:
+        GivenUpError: He is.
+    """
+    for thing in each:
+        if given_up.is_set():
+            raise GivenUpError
+        yield thing
+
+
+async def in_daemon(work: Callable[[threading.Event], R]) -> R:
+    """Run blocking work in a thread that does not keep the program from ending.
+
+    Args:
+        work: Gets an event that is set once the caller is cancelled. What takes long looks at it; see `until`.
+    """
+    given_up, result = threading.Event(), Future[R]()
+
+    def run() -> None:
+        result.set_running_or_notify_cancel()
+        try:
+            result.set_result(work(given_up))
+        except BaseException as error:  # noqa: BLE001 - it is the caller who gets it
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="art-s3", daemon=True).start()
+    running = asyncio.wrap_future(result)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        given_up.set()
+        await asyncio.wait({running}, timeout=_PATIENCE_S)
+        if running.done():
+            running.exception()  # looked at, so that asyncio does not tell of it: whoever cancelled does not want it
+        else:
+            running.cancel()
+        raise
