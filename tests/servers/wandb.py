@@ -1,13 +1,15 @@
 """A small W&B server for tests, on loopback: runs, files and artifacts, as far as the unmodified `wandb` SDK asks.
 
 What it does not prove: that W&B's own servers answer alike. It knows one entity, believes every API key of the right
-length, checks no permission and no quota, and keeps all in memory. Version numbers are given out at the commit, an
-artifact whose digest stands already is not made again, ``latest`` moves to the newest version: as W&B's documentation
-has it, tried on no server of theirs. A field that it does not know is an error that names it (`unknown`).
+length that was not revoked, checks no permission and no quota, and keeps all in memory. Version numbers are given out
+at the commit, an artifact whose digest stands already is not made again, ``latest`` moves to the newest version: as
+W&B's documentation has it, tried on no server of theirs. A field that it does not know is an error that names it
+(`unknown`).
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import threading
@@ -35,8 +37,14 @@ class WandbServer:
         """Every operation and path, in order."""
         self.fault: Fault | None = None
         """Asked before every request is answered."""
+        self.words = "as the test asks"
+        """What a fault's answer says."""
         self.done: Callable[[str, str], None] | None = None
         """Told after every request has had its effect, before it is answered."""
+        self.revoked: set[str] = set()
+        """Keys that are answered with 401."""
+        self.cut_bytes: int | None = None
+        """Downloads break off after so many bytes."""
         self.closing = threading.Event()
         self._http = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": self}))
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -169,19 +177,25 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             self._answer(404, {"error": "no such object"})
         else:
-            self._send(200, found)
+            self._send(200, found, self.server_state.cut_bytes)
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _key(self) -> str:
+        _, _, given = self.headers.get("Authorization", "").partition(" ")
+        return base64.b64decode(given).decode().removeprefix("api:")
 
     def _faulty(self, asked: str) -> bool:
         state = self.server_state
         state.asked.append(asked)
         fault = state.fault(self.command, asked) if state.fault else None
+        if self._key() in state.revoked:
+            fault = 401
         if isinstance(fault, float):
             state.closing.wait(fault)
         if isinstance(fault, int):
-            self._answer(fault, {"error": "as the test asks"})
+            self._answer(fault, {"errors": [{"message": state.words}], "data": None})
         return isinstance(fault, int)
 
     def _done(self, asked: str) -> None:
@@ -191,12 +205,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, data: Any) -> None:
         self._send(status, json.dumps(data).encode())
 
-    def _send(self, status: int, data: bytes) -> None:
+    def _send(self, status: int, data: bytes, cut_bytes: int | None = None) -> None:
         try:
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            self.wfile.write(data[:cut_bytes])
             self.wfile.flush()
+            self.close_connection |= cut_bytes is not None
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # the client was killed, or its time was up

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def _listed(api: wandb.Api, shelf: Shelf) -> Iterator[wandb.Artifact]:
 
 
 def _described(artifact: wandb.Artifact) -> dict[str, Any]:
+    """What `art_wandb.version` makes a `Version` of."""
     made = datetime.fromisoformat(artifact.created_at)
     return {
         "version": int(artifact.version.removeprefix("v")),
@@ -72,36 +74,37 @@ def _described(artifact: wandb.Artifact) -> dict[str, Any]:
 
 def runs(api: wandb.Api, entity: str, kind: str, keys: Sequence[str]) -> Sequence[Sequence[str]]:
     """What stands under metadata keys, of one version of every artifact of a type that has them all."""
-    found = []
+    found: list[Sequence[str]] = []
     with wandb_errors(f"list the projects of {entity}"):
         for project in api.projects(entity):
             for each in api.artifact_type(kind, f"{entity}/{project.name}").collections():
                 shelf = Shelf(entity, project.name, each.name, kind)
                 metadata = (version.metadata for version in _listed(api, shelf))
-                found += [[str(one[key]) for key in keys] for one in metadata if one.keys() >= set(keys)][:1]
+                named = ([str(one[key]) for key in keys] for one in metadata if one.keys() >= set(keys))
+                found += islice(named, 1)
     return found
 
 
-def add(api: wandb.Api, run: wandb.Run, shelf: Shelf, content: Content, timeout_s: float) -> None:
-    """Upload files as a new version, unless there is one of the same metadata. When it returns, everybody sees it.
+def add(run: wandb.Run, shelf: Shelf, content: Content, timeout_s: float) -> dict[str, Any]:
+    """Upload files as a version; W&B makes no second one of equal files. When it returns, everybody sees it.
 
     Args:
-        api: The SDK's.
         run: The run that makes it.
         shelf: Where.
         content: What.
         timeout_s: For all of it.
+
+    Returns:
+        The version.
     """
     with wandb_errors(f"write {shelf.path}"):
-        if any(each.metadata == content.metadata for each in _listed(api, shelf)):
-            return
         artifact = wandb.Artifact(
             shelf.name, shelf.type, metadata=dict(content.metadata), storage_region=content.region
         )
         for name, path in content.files.items():
             artifact.add_file(path, name=name, policy="immutable", skip_cache=True)
         run.log_artifact(artifact, aliases=list(content.aliases))
-        artifact.wait(int(timeout_s))
+        return _described(artifact.wait(int(timeout_s)))
 
 
 @dataclass(frozen=True)
@@ -141,13 +144,9 @@ def fetch(api: wandb.Api, shelf: Shelf, version: int, files: Mapping[str, int], 
 
 def _download(url: str, path: Path, limit_bytes: int) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
-    with (
-        requests.get(url, stream=True, timeout=_TIMEOUT_S) as answer,
-        disk.disk_errors(f"write {path}"),
-        disk.opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW) as fd,
-    ):
-        answer.raise_for_status()
-        for piece in answer.iter_content(_PIECE_BYTES):
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with disk.disk_errors(f"write {path.name}"), disk.opened(path, flags) as fd:
+        for piece in _pieces(url, path.name):
             disk.write_all(fd, piece)
             digest.update(piece)
             size += len(piece)
@@ -156,21 +155,35 @@ def _download(url: str, path: Path, limit_bytes: int) -> dict[str, Any]:
     return {"size_bytes": size, "sha256": digest.hexdigest()}
 
 
+def _pieces(url: str, name: str) -> Iterator[bytes]:
+    """A file's bytes; the network's errors are ours when they come out, because `requests` makes them OSErrors too."""
+    with wandb_errors(f"download {name}"), requests.get(url, stream=True, timeout=_TIMEOUT_S) as answer:
+        answer.raise_for_status()
+        yield from answer.iter_content(_PIECE_BYTES)
+
+
 def remove(api: wandb.Api, shelf: Shelf, gone: Collection[int]) -> None:
-    """Delete versions; one that is gone already is passed over."""
+    """Delete versions, the newest first; one that is gone already is passed over."""
     with wandb_errors(f"delete versions of {shelf.path}"):
-        for each in list(_listed(api, shelf)):
-            if int(each.version.removeprefix("v")) in gone:
-                each.delete(delete_aliases=True)
+        found = {int(each.version.removeprefix("v")): each for each in _listed(api, shelf)}
+        for number in sorted(found.keys() & set(gone), reverse=True):
+            found[number].delete(delete_aliases=True)
 
 
-def mark(api: wandb.Api, shelf: Shelf, version: int, metadata: Mapping[str, Any], aliases: Sequence[str]) -> None:
-    """Add to the metadata and the aliases of a version."""
+def mark(
+    api: wandb.Api, shelf: Shelf, version: int, metadata: Mapping[str, Any], aliases: Sequence[str]
+) -> dict[str, Any]:
+    """Add to the metadata and the aliases of a version.
+
+    Returns:
+        The version.
+    """
     with wandb_errors(f"change {shelf.path}:v{version}"):
         artifact = api.artifact(f"{shelf.path}:v{version}", type=shelf.type)
         artifact.metadata = {**artifact.metadata, **metadata}
         artifact.aliases = sorted({*artifact.aliases, *aliases})
         artifact.save()
+        return _described(artifact)
 
 
 def server_time_s(base_url: str) -> float:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from art_core.errors import to_wire
+from art_core.errors import StoreError, to_wire
 from art_core.process import attach_owner
 
 if TYPE_CHECKING:
@@ -29,18 +29,24 @@ _log = logging.getLogger("art.wandb")
 class Answers:
     """Makes calls in threads, and writes the answers as they come.
 
+    The SDK keeps the key that it has read. So after a refusal the process ends, and the owner's next call finds another
+    one, which reads the key again; unless that key may still bring what a run is told of to W&B.
+
     Args:
         desk: What is called.
         connection: Where answers go.
     """
 
     def __init__(self, desk: Desk, connection: socket.socket) -> None:
+        self._desk = desk
         self._methods = {
             name: desk.__getattribute__(name) for name, _ in inspect.getmembers(type(desk), inspect.isfunction)
         }
         self._connection = connection
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="art-wandb")
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._useless = self._ended = False
         self.pending = 0
         """Calls that are not answered yet."""
 
@@ -48,6 +54,8 @@ class Answers:
         """Begin a call."""
         request: dict[str, Any] = json.loads(line)
         with self._lock:
+            if self._ended:
+                return  # the owner calls again, when it sees that
             self.pending += 1
         self._threads.submit(self._answer, request.pop("call"), self._methods[request.pop("method")], request)
 
@@ -56,9 +64,19 @@ class Answers:
             answer = {"call": call, "result": method(**arguments)}
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
             answer = {"call": call, "error": to_wire(error)}
+            self._useless |= isinstance(error, StoreError) and self._is_useless(error.__cause__)
         with self._lock:
             self.pending -= 1
+            self._ended = ended = self._useless and not self.pending
+        with self._sending:
             self._connection.sendall(json.dumps(answer).encode() + b"\n")
+        if ended:
+            os._exit(0)  # there is nothing that the SDK could still send, so it need not try
+
+    def _is_useless(self, error: BaseException | None) -> bool:
+        from art_wandb.failure import is_refusal, is_unknown_key
+
+        return is_unknown_key(error) or (is_refusal(error) and not self._desk.opened.observing)
 
 
 def serve(connection: socket.socket, directory: str, idle_s: float) -> None:

@@ -12,7 +12,7 @@ from art_core.run_key import RunKey, plain_keys
 from art_wandb.name import artifact_name, optimizer_name, project_name
 from art_wandb.options import WandbStoreOptions
 from art_wandb.process import WANDB
-from art_wandb.version import PROJECT, RUN, Version, by_step
+from art_wandb.version import PROJECT, RUN, Held, Version, by_step, described_version
 
 Kind = Literal["lora", "optimizer"]
 """What an artifact holds, and its type in W&B."""
@@ -28,6 +28,11 @@ class Upload:
     metadata: Mapping[str, Any]
 
 
+def alias(step: int) -> str:
+    """What a step's version is called."""
+    return f"step{step}"
+
+
 class WandbClient:
     """Calls for one account.
 
@@ -39,11 +44,19 @@ class WandbClient:
         self._options = options
         self._entity = ""
 
+    async def check(self) -> None:
+        """Ask W&B whether it knows the key.
+
+        Raises:
+            StoreError: It does not, W&B is turned off, or it can't be reached.
+        """
+        self._entity = str(await self._call("enter", entity=self._options.entity, again=True))
+
     async def entity(self) -> str:
         """The entity, asked for once.
 
         Raises:
-            StoreError: The key is none, or W&B can't be reached.
+            StoreError: As `check`.
         """
         if not self._entity:
             self._entity = str(await self._call("enter", entity=self._options.entity))
@@ -58,17 +71,23 @@ class WandbClient:
         """A run's steps to their versions, the oldest first."""
         return by_step(run, await self._call("versions", shelf=await self._shelf(run, kind)))
 
-    async def add(self, run: RunKey, upload: Upload) -> None:
-        """Add a version; unless the newest version of that step has the same content."""
+    async def held(self, run: RunKey) -> dict[int, Held]:
+        """A run's steps to all that there is of each, by rising step."""
+        adapters, states = await self.versions(run, "lora"), await self.versions(run, "optimizer")
+        return {step: Held(adapters.get(step, ()), states.get(step, ())) for step in sorted(adapters | states)}
+
+    async def add(self, run: RunKey, upload: Upload) -> Version:
+        """Add a version."""
         content = {
             "files": {name: str(path.absolute()) for name, path in upload.files.items()},
             "metadata": dict(upload.metadata),
-            "aliases": [f"step{upload.step}"],
+            "aliases": [alias(upload.step)],
             "region": self._options.storage_region,
             "run_id": artifact_name(run.run),
         }
         shelf = await self._shelf(run, upload.kind)
-        await self._call("add", shelf=shelf, run_name=run.run, content=content, timeout_s=self._options.timeout_s)
+        about = {"run_name": run.run, "content": content, "timeout_s": self._options.timeout_s}
+        return described_version(await self._call("add", shelf=shelf, **about))
 
     async def fetch(
         self, run: RunKey, found: tuple[Kind, Version], limits: Mapping[str, int], directory: str
@@ -93,10 +112,11 @@ class WandbClient:
             gone = [each.number for each in versions]
             await self._call("remove", shelf=await self._shelf(run, kind), gone=gone)
 
-    async def mark(self, run: RunKey, version: Version, metadata: Mapping[str, Any], aliases: Sequence[str]) -> None:
+    async def mark(self, run: RunKey, version: Version, metadata: Mapping[str, Any], aliases: Sequence[str]) -> Version:
         """Add to the metadata and the aliases of an adapter's version."""
         shelf = await self._shelf(run, "lora")
-        await self._call("mark", shelf=shelf, version=version.number, metadata=dict(metadata), aliases=list(aliases))
+        added = {"metadata": dict(metadata), "aliases": list(aliases)}
+        return described_version(await self._call("mark", shelf=shelf, version=version.number, **added))
 
     async def now_s(self) -> float:
         """The server's own clock, seconds since 1970."""

@@ -9,10 +9,17 @@ from typing import Any
 
 import wandb
 
+from art_core.errors import StoreError
 from art_wandb import artifact
 from art_wandb.artifact import Content, Shelf
 from art_wandb.failure import wandb_errors
 from art_wandb.run import SETTINGS, Place, Runs
+
+API_S = 60
+"""A question to the server that takes longer, with all tries of the SDK's, is given up."""
+
+ONLINE = ("online", "run", "shared")
+"""Values of ``WANDB_MODE`` with which the SDK talks to the server."""
 
 
 class Desk:
@@ -23,7 +30,7 @@ class Desk:
     """
 
     def __init__(self, directory: str) -> None:
-        wandb.setup(wandb.Settings(**SETTINGS))
+        self._mode = wandb.setup(wandb.Settings(**SETTINGS)).settings.mode
         self.opened = Runs(directory)
         """The runs that are open."""
         self._entered: dict[str | None, str] = {}
@@ -31,14 +38,32 @@ class Desk:
     @cached_property
     def _api(self) -> wandb.Api:
         with wandb_errors("log in to W&B"):
-            return wandb.Api()
+            return wandb.Api(timeout=API_S)
 
-    def enter(self, entity: str | None) -> str:
-        """Make sure that the key is one; the entity that is meant."""
-        if entity not in self._entered:
-            with wandb_errors("log in to W&B"):
-                default: str = self._api.default_entity or self._api.viewer.entity
-            self._entered[entity] = entity or default
+    def enter(self, entity: str | None, again: bool = False) -> str:
+        """Ask the server whether it knows the key.
+
+        Args:
+            entity: Which is wanted; None: the key's default.
+            again: Ask also where that is known already.
+
+        Returns:
+            The entity that is meant.
+
+        Raises:
+            StoreError: It does not, or W&B is turned off.
+        """
+        if entity in self._entered and not again:
+            return self._entered[entity]
+        if self._mode not in ONLINE:
+            raise StoreError(
+                f"WANDB_MODE is {self._mode!r}, so nothing reaches W&B; unset it, or do without W&B's store, publisher "
+                f"and observer"
+            )
+        with wandb_errors("log in to W&B"):
+            api = wandb.Api(timeout=API_S)
+            default: str = api.default_entity or api.viewer.entity
+        self._entered[entity] = entity or default
         return self._entered[entity]
 
     def runs(self, entity: str, kind: str, keys: Sequence[str]) -> object:
@@ -49,11 +74,11 @@ class Desk:
         """See `art_wandb.artifact.versions`."""
         return artifact.versions(self._api, Shelf(**shelf))
 
-    def add(self, shelf: Mapping[str, str], run_name: str, content: Mapping[str, Any], timeout_s: float) -> None:
+    def add(self, shelf: Mapping[str, str], run_name: str, content: Mapping[str, Any], timeout_s: float) -> object:
         """See `art_wandb.artifact.add`."""
         place = Place(shelf["entity"], shelf["project"], content["run_id"], run_name)
         with self.opened.uploading(place) as run:
-            artifact.add(self._api, run, Shelf(**shelf), Content(**content), timeout_s)
+            return artifact.add(run, Shelf(**shelf), Content(**content), timeout_s)
 
     def fetch(self, shelf: Mapping[str, str], version: int, files: Mapping[str, int], directory: str) -> object:
         """See `art_wandb.artifact.fetch`."""
@@ -63,9 +88,11 @@ class Desk:
         """See `art_wandb.artifact.remove`."""
         artifact.remove(self._api, Shelf(**shelf), gone)
 
-    def mark(self, shelf: Mapping[str, str], version: int, metadata: Mapping[str, Any], aliases: Sequence[str]) -> None:
+    def mark(
+        self, shelf: Mapping[str, str], version: int, metadata: Mapping[str, Any], aliases: Sequence[str]
+    ) -> object:
         """See `art_wandb.artifact.mark`."""
-        artifact.mark(self._api, Shelf(**shelf), version, metadata, aliases)
+        return artifact.mark(self._api, Shelf(**shelf), version, metadata, aliases)
 
     def now(self) -> float:
         """See `art_wandb.artifact.server_time_s`."""
@@ -74,7 +101,12 @@ class Desk:
     def log(
         self, place: Mapping[str, str], line: Mapping[str, Any], config: Mapping[str, Any], file: Sequence[str]
     ) -> None:
-        """Add a line to a run's history and to its configuration, and a file of the directory beside it."""
+        """Add a line to a run's history and to its configuration, and a file of the directory beside it.
+
+        Where the user has disabled W&B nobody is told.
+        """
+        if self._mode == "disabled":
+            return
         where = Place(**{**place, "entity": self.enter(place["entity"] or None)})
         run = self.opened.observed(where)
         with wandb_errors(f"log to run {where.project}/{where.id}"):

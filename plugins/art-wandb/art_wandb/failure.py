@@ -14,6 +14,8 @@ from art_core.errors import ArtError, StoreError, StoreUnavailableError
 
 _STATUS = re.compile(r"(?:HTTP|status(?: code)?|returned error|response code)[: ]+(\d{3})\b", re.IGNORECASE)
 _PASSING = {408, 409, 425, 429}
+_DELETED = "previously created and deleted"
+_NOBODY = "did not recognize an account"
 _LOGIN = "set WANDB_API_KEY, or run `wandb login`, with a key that may write there"
 
 
@@ -32,15 +34,33 @@ def wandb_errors(what: str) -> Iterator[None]:
         yield
     except ArtError:
         raise
-    except (UsageError, AuthenticationError) as error:
-        raise StoreError(f"can't {what}: {_text(error)}; {_LOGIN}") from error
     except (Error, WandbApiFailedError, requests.RequestException, ValueError, TimeoutError) as error:
         status = status_of(error)
-        if status in (401, 403):
+        if is_refusal(error):
             raise StoreError(f"can't {what}: {_text(error)}; {_LOGIN}") from error
+        if _DELETED in str(error):
+            raise StoreError(
+                f"can't {what}: that run was deleted in W&B, which gives its id to no other; undelete it there, or "
+                f"train under another run name"
+            ) from error
         if status is not None and status < 500 and status not in _PASSING:
             raise StoreError(f"can't {what}: {_text(error)}; the server refuses, so mend that first") from error
         raise StoreUnavailableError(f"can't {what} now: {_text(error)}") from error
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether the server does not know the key, or the key may not do that."""
+    return is_unknown_key(error) or status_of(error) == 403
+
+
+def is_unknown_key(error: BaseException | None) -> bool:
+    """Whether the server does not know the key, or there is none.
+
+    The SDK's error of a login says so of every failure, so it is asked what was behind it.
+    """
+    if isinstance(error, AuthenticationError) and isinstance(error.__cause__, WandbApiFailedError):
+        return status_of(error) == 401 or _NOBODY in str(error)
+    return isinstance(error, UsageError | AuthenticationError) or status_of(error) == 401
 
 
 def status_of(error: BaseException | None) -> int | None:
@@ -57,4 +77,5 @@ def status_of(error: BaseException | None) -> int | None:
 
 
 def _text(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = str(error).split(" for url: ")[0]  # a file's address is signed: who has it may read the file
+    return " ".join(text.split())[:300] or type(error).__name__

@@ -2,8 +2,10 @@
 
 The SDK starts a background service, holds global state (``wandb.run``) that belongs to the user's own program, and
 waits for servers in ways that can't be bounded from outside. So it lives in a child (`art_wandb.child`), is launched by
-the first call, dies with this process, and ends by itself, its service with it, after a minute without work. Requests
-and answers are lines of JSON on a socket pair; any thread and any event loop may call.
+the first call, dies with this process, and ends by itself, its service with it, after a minute without work. It knows
+W&B's settings and key as they were when it was launched, so one that was refused ends, and so does one whose variables
+were changed here since; the next call launches another. Requests and answers are lines of JSON on a socket pair; any
+thread and any event loop may call.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from art_core.process import Child, close_in_forks, close_private, kill_group
 
 IDLE_S = 60.0
 """Without a call and without an observed run for so long, the process ends by itself."""
+
+_SERVICE = "WANDB_SERVICE"
+"""Leads to a background service that runs already: to that of the user's own program, which is none of ours."""
 
 _STOP_S = 30.0
 """From the end of the work until what is still to be sent is given up."""
@@ -76,11 +81,19 @@ class WandbProcess:
     def _connected(self) -> _Connection:
         with self._lock:
             connection = self._connection
-            if connection is None or connection.owner != os.getpid() or connection.ended:
-                if connection is None:
-                    atexit.register(self.close)
-                connection = self._connection = _Connection()
-            return connection
+            if connection is None:
+                atexit.register(self.close)
+            elif connection.owner == os.getpid() and not connection.ended:
+                if connection.settings == _settings():
+                    return connection
+                connection.close()
+            self._connection = _Connection()
+            return self._connection
+
+
+def _settings() -> Mapping[str, str]:
+    """The variables by which W&B is set up."""
+    return {name: value for name, value in os.environ.items() if name.startswith("WANDB_") and name != _SERVICE}
 
 
 class _IdleError(Exception):
@@ -92,11 +105,13 @@ class _Connection:
 
     def __init__(self) -> None:
         self.owner = os.getpid()
+        self.settings = _settings()
         self.ended = False
         self._gone = threading.Event()
         self._directory = Path(tempfile.mkdtemp(prefix="art-wandb-"))
         self._answers: dict[int, Future[dict[str, Any]]] = {}
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
         self._next = 0
         self._ours, theirs = socket.socketpair()
         close_in_forks(self._ours.fileno())
@@ -104,7 +119,8 @@ class _Connection:
             command = [sys.executable, "-P", "-m", "art_wandb.child"]
             command += [str(theirs.fileno()), str(self._directory), str(IDLE_S)]
             log = self._directory / "wandb.log"
-            self._child = asyncio.run(Child.launch(command, log_path=log, pass_fds=[theirs.fileno()]))
+            launched = Child.launch(command, log_path=log, pass_fds=[theirs.fileno()], env={_SERVICE: ""})
+            self._child = asyncio.run(launched)
         threading.Thread(target=self._read, daemon=True, name="art-wandb").start()
 
     def call(self, method: str, timeout_s: float, data: Mapping[str, Any]) -> Any:
@@ -115,11 +131,11 @@ class _Connection:
             self._next += 1
             number = self._next
             self._answers[number] = answer
-            try:
-                self._send({"call": number, "method": method, **data})
-            except OSError as error:
-                del self._answers[number]
-                raise _IdleError from error
+        try:
+            self._send({"call": number, "method": method, **data})
+        except OSError as error:
+            self.close()
+            raise _IdleError from error
         try:
             found = answer.result(timeout_s)
         except TimeoutError as error:
@@ -144,21 +160,25 @@ class _Connection:
         self._gone.wait()
 
     def _send(self, data: dict[str, Any]) -> None:
-        self._ours.sendall(json.dumps(data).encode() + b"\n")
+        with self._sending:
+            self._ours.sendall(json.dumps(data).encode() + b"\n")
 
     def _read(self) -> None:
         with self._ours.makefile("rb") as lines:
             try:
                 for line in lines:
+                    if not line.endswith(b"\n"):
+                        break  # killed in the middle of an answer
                     found = json.loads(line)
                     with self._lock:
                         self._answers.pop(found["call"]).set_result(found)
             except ConnectionResetError:
-                self.ended = True  # killed in the middle of an answer
+                self.ended = True  # killed before it had read all
         status = asyncio.run(self._child.exited())
         with self._lock:
             self.ended = True
             left, self._answers = self._answers, {}
+        with self._sending:
             close_private(self._ours.detach())
         for each in left.values():
             text = self._child.died(status)

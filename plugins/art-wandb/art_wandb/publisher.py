@@ -10,7 +10,7 @@ from art_core.policy import Proof, ProofKind, PublishedPolicy
 from art_core.protocols.engine import InferenceEngine
 from art_core.run_key import RunKey
 from art_core.timing import Timings
-from art_wandb.client import WandbClient
+from art_wandb.client import WandbClient, alias
 from art_wandb.name import artifact_name, project_name
 from art_wandb.options import WandbPublisherOptions
 from art_wandb.store import WandbStore, require_same
@@ -63,12 +63,12 @@ class WandbPublisher:
             checkpoint = Checkpoint(stored.directory, stored.manifest)
             version = await self._store.add_adapter(run, checkpoint, dropped=False)
         require_same(run, version, stored.manifest)
-        base = self._options.base_model or stored.manifest.base_model.name
-        alias = f"step{stored.step}"
-        if (version.metadata.get(BASE_MODEL), version.metadata.get(DEPLOYED)) != (base, True):
-            await self._client.mark(run, version, {BASE_MODEL: base, DEPLOYED: True}, [alias])
+        base, name = self._options.base_model or stored.manifest.base_model.name, alias(stored.step)
+        marks = {BASE_MODEL: base, DEPLOYED: True}
+        if name not in version.aliases or not marks.items() <= dict(version.metadata).items():
+            await self._client.mark(run, version, marks, [name])
         place = f"{await self._client.entity()}/{project_name(run.project)}/{artifact_name(run.run)}"
-        return f"wandb-artifact:///{place}:{alias}"
+        return f"wandb-artifact:///{place}:{name}"
 
 
 def run_of(stored: StoredCheckpoint) -> RunKey:

@@ -31,9 +31,9 @@ from art_core.errors import CheckpointCorruptError, CheckpointNotFoundError, Com
 from art_core.local_store import in_thread, make_empty, require_unprotected
 from art_core.protocols.store import StoreEntry, content_key
 from art_core.run_key import RunKey
-from art_wandb.client import Upload, WandbClient
+from art_wandb.client import Upload, WandbClient, alias
 from art_wandb.options import WandbStoreOptions
-from art_wandb.version import DROPPED_FILES, TEXT, Version, lora_metadata, state_metadata
+from art_wandb.version import DROPPED_FILES, TEXT, Held, Version, lora_metadata, state_metadata
 
 _log = logging.getLogger("art.store")
 
@@ -50,7 +50,7 @@ class WandbStore:
 
     async def check(self) -> None:
         """Make sure that the server answers and knows the key."""
-        await self._client.entity()
+        await self._client.check()
 
     async def runs(self) -> Sequence[RunKey]:
         """The runs of all projects of the entity, sorted."""
@@ -60,34 +60,34 @@ class WandbStore:
         """Copy a checkpoint in, and make it visible and durable."""
         manifest = await in_thread(verify, checkpoint.directory, checkpoint.manifest)
         here = await in_thread(check_layout, checkpoint.directory, manifest)
-        standing = await self.adapter(run, manifest.step)
+        held = (await self._client.held(run)).get(manifest.step, Held())
+        standing, state = held.adapter, held.state_of(content_key(manifest))
         if standing is not None:
             require_same(run, standing, manifest)
         if OPTIMIZER in manifest.files and not (standing is not None and standing.dropped):
             if OPTIMIZER in here:
-                await self._add_state(run, checkpoint)
+                state = state or await self._add_state(run, checkpoint)
             elif standing is not None:
-                await self._client.mark(run, standing, {DROPPED_FILES: [OPTIMIZER]}, [])
-                standing = await self.adapter(run, manifest.step)
+                standing = await self._client.mark(run, standing, {DROPPED_FILES: [OPTIMIZER]}, [])
         if standing is None:
             dropped = OPTIMIZER in manifest.files and OPTIMIZER not in here
             standing = await self.add_adapter(run, checkpoint, dropped=dropped)
-        return _whole(run, standing, (await self._client.versions(run, "optimizer")).get(manifest.step, []))
+        return _whole(run, standing, state)
 
     async def list(self, run: RunKey) -> Sequence[StoreEntry]:
         """The whole checkpoints of a run, by rising step."""
-        steps, states = await self._client.versions(run, "lora"), await self._client.versions(run, "optimizer")
         entries = []
-        for step, versions in sorted(steps.items()):
+        for held in (await self._client.held(run)).values():
             try:
-                entries.append(_whole(run, versions[0], states.get(step, [])))
+                entries += [_whole(run, held.adapter, held.state)] if held.adapter is not None else []
             except CheckpointCorruptError as error:
                 _log.warning("a step of run %s in W&B is left out: %s", run, error)
         return entries
 
     async def fetch(self, run: RunKey, step: int, directory: Path) -> Checkpoint:
         """Copy a checkpoint into an empty directory, every byte verified."""
-        version = await self.adapter(run, step)
+        held = (await self._client.held(run)).get(step, Held())
+        version = held.adapter
         if version is None:
             raise CheckpointNotFoundError(f"there is no step {step} of run {run} in W&B", step=step)
         manifest = version.manifest(run)
@@ -99,11 +99,9 @@ class WandbStore:
         if OPTIMIZER in version.dropped & manifest.files.keys():
             with disk.disk_errors(f"fetch step {step}"):
                 disk.write(directory / (OPTIMIZER + DROPPED), b"")
-        elif OPTIMIZER in manifest.files:
+        elif OPTIMIZER in manifest.files and held.state is not None:
             limit = {OPTIMIZER: manifest.files[OPTIMIZER].size_bytes}
-            states = (await self._client.versions(run, "optimizer")).get(step, [])
-            for state in states[:1]:
-                seen |= await self._client.fetch(run, ("optimizer", state), limit, where)
+            seen |= await self._client.fetch(run, ("optimizer", held.state), limit, where)
         for name, record in manifest.files.items():
             if name in seen and seen[name] != record:
                 raise file_record.differs(f"{run} v{version.number}: {name}", seen[name], record)
@@ -116,30 +114,32 @@ class WandbStore:
         require_unprotected(steps, protected)
         if not steps:
             return []
-        found, states = await self._client.versions(run, "lora"), await self._client.versions(run, "optimizer")
-        present = sorted(set(steps) & found.keys())
-        await self._client.remove(run, "lora", [each for step in present for each in found[step]])
-        await self._client.remove(run, "optimizer", [each for step in present for each in states.get(step, [])])
-        return present
+        found = {step: held for step, held in (await self._client.held(run)).items() if step in steps and held.adapters}
+        # the newest versions go first (`art_wandb.artifact.remove`), so that none that was beaten ever comes to count
+        await self._client.remove(run, "lora", [each for held in found.values() for each in held.adapters])
+        await self._client.remove(run, "optimizer", [each for held in found.values() for each in held.states])
+        return list(found)
 
     async def drop_optimizer(self, run: RunKey, steps: Collection[int]) -> Sequence[int]:
         """Drop the optimizer state of steps; they stay whole."""
         if not steps:
             return []
-        found, states = await self._client.versions(run, "lora"), await self._client.versions(run, "optimizer")
-        dropped = [step for step in sorted(set(steps) & found.keys() & states.keys()) if not found[step][0].dropped]
-        for step in dropped:
-            await self._client.mark(run, found[step][0], {DROPPED_FILES: [OPTIMIZER]}, [])
-        await self._client.remove(run, "optimizer", [each for step in dropped for each in states[step]])
+        found = {step: held for step, held in (await self._client.held(run)).items() if step in steps and held.state}
+        dropped = []
+        for step, held in found.items():
+            if held.adapter is not None and not held.adapter.dropped:
+                await self._client.mark(run, held.adapter, {DROPPED_FILES: [OPTIMIZER]}, [])
+                dropped.append(step)
+        await self._client.remove(run, "optimizer", [each for held in found.values() for each in held.states])
         return dropped
 
     async def sweep(self, run: RunKey, older_than_s: float) -> int:
         """Remove what calls that were cut short have left; W&B itself removes uploads that were."""
         now_s = await self._client.now_s()
-        found, states = await self._client.versions(run, "lora"), await self._client.versions(run, "optimizer")
-        beaten = [each for versions in found.values() for each in versions[1:]]
-        needed = {step for step, versions in found.items() if not versions[0].dropped}
-        idle = [each for step, versions in states.items() for each in versions[step in needed :]]
+        found = (await self._client.held(run)).values()
+        beaten = [each for held in found for each in held.adapters[1:]]
+        needed = [held.state for held in found if held.adapter is not None and not held.adapter.dropped]
+        idle = [each for held in found for each in held.states if each not in needed]
         swept = 0
         for kind, versions in (("lora", beaten), ("optimizer", idle)):
             old = [each for each in versions if int(each.created_s) <= now_s - older_than_s]  # it says whole seconds
@@ -169,18 +169,21 @@ class WandbStore:
         manifest = checkpoint.manifest
         names = [*(name for name in manifest.files if name != OPTIMIZER), MANIFEST]
         files = {name: checkpoint.directory / name for name in names}
-        await self._client.add(run, Upload("lora", manifest.step, files, lora_metadata(run, manifest, dropped)))
-        versions = (await self._client.versions(run, "lora"))[manifest.step]
-        mine = content_key(manifest)
-        await self._client.remove(run, "lora", [each for each in versions[1:] if each.content == mine])
-        require_same(run, versions[0], manifest)
-        return versions[0]
+        mine = await self._client.add(run, Upload("lora", manifest.step, files, lora_metadata(run, manifest, dropped)))
+        listed = (await self._client.versions(run, "lora")).get(manifest.step, [])
+        first = min([mine, *listed], key=lambda each: each.number)
+        beaten = [each for each in listed if each.number > first.number and each.content == mine.content]
+        if beaten:
+            await self._client.remove(run, "lora", beaten)
+            await self._client.mark(run, first, {}, [alias(manifest.step)])  # it had gone over to a version beaten
+        require_same(run, first, manifest)
+        return first
 
-    async def _add_state(self, run: RunKey, checkpoint: Checkpoint) -> None:
+    async def _add_state(self, run: RunKey, checkpoint: Checkpoint) -> Version:
         manifest = checkpoint.manifest
         # the manifest makes it a version of its own, also where two steps have the same state
         files = {name: checkpoint.directory / name for name in (OPTIMIZER, MANIFEST)}
-        await self._client.add(run, Upload("optimizer", manifest.step, files, state_metadata(run, manifest)))
+        return await self._client.add(run, Upload("optimizer", manifest.step, files, state_metadata(run, manifest)))
 
 
 def require_same(run: RunKey, version: Version, manifest: Manifest) -> None:
@@ -197,17 +200,17 @@ def require_same(run: RunKey, version: Version, manifest: Manifest) -> None:
         )
 
 
-def _whole(run: RunKey, version: Version, states: Sequence[Version]) -> StoreEntry:
+def _whole(run: RunKey, version: Version, state: Version | None) -> StoreEntry:
     manifest = version.manifest(run)
     text = len(str(version.metadata[TEXT]).encode())
     sizes = [record.size_bytes for name, record in manifest.files.items() if name != OPTIMIZER]
     version.require_size(f"{run} v{version.number}", sum(sizes) + text, len(sizes) + 1)
     dropped = version.dropped & manifest.files.keys()
     if OPTIMIZER in manifest.files and not dropped:
-        if not states:
+        if state is None:
             raise file_record.corrupt(f"{run} step {version.step}: {OPTIMIZER}", "is missing")
         size = manifest.files[OPTIMIZER].size_bytes
-        states[0].require_size(f"{run} step {version.step}: {OPTIMIZER}", size + text, 2)
+        state.require_size(f"{run} step {version.step}: {OPTIMIZER}", size + text, 2)
     return StoreEntry(manifest, frozenset(dropped))
 
 

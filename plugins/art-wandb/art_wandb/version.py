@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class Version:
     number: int
     step: int
     metadata: Mapping[str, Any]
+    aliases: frozenset[str]
     size_bytes: int
     files: int
     created_s: float
@@ -65,6 +66,30 @@ class Version:
             )
 
 
+@dataclass(frozen=True)
+class Held:
+    """What W&B holds of a step."""
+
+    adapters: Sequence[Version] = ()
+    """The oldest first: that one counts."""
+    states: Sequence[Version] = ()
+    """Optimizer states of that step number, whatever adapter they belong to; the oldest first."""
+
+    @property
+    def adapter(self) -> Version | None:
+        """The version that counts as the step's."""
+        return next(iter(self.adapters), None)
+
+    @property
+    def state(self) -> Version | None:
+        """The optimizer state of the version that counts."""
+        return self.state_of(self.adapter.content) if self.adapter is not None else None
+
+    def state_of(self, content: object) -> Version | None:
+        """The optimizer state of a checkpoint; a machine that was lost may have left another one's."""
+        return next((each for each in self.states if each.content == content), None)
+
+
 def state_metadata(run: RunKey, manifest: Manifest) -> dict[str, Any]:
     """Metadata of what belongs to a step."""
     return {PROJECT: run.project, RUN: run.run, STEP: manifest.step, CONTENT: content_key(manifest)}
@@ -97,8 +122,13 @@ def by_step(run: RunKey, described: Iterable[Mapping[str, Any]]) -> dict[int, li
     steps: defaultdict[int, list[Version]] = defaultdict(list)
     for each in described:
         metadata = each["metadata"]
-        step = metadata.get(STEP)
-        if (metadata.get(PROJECT), metadata.get(RUN)) == (run.project, run.run) and isinstance(step, int):
-            number, size, files, created = (each[key] for key in ("version", "size_bytes", "files", "created_s"))
-            steps[step].append(Version(number, step, metadata, size, files, created))
+        if (metadata.get(PROJECT), metadata.get(RUN)) == (run.project, run.run) and type(metadata.get(STEP)) is int:
+            steps[metadata[STEP]].append(described_version(each))
     return dict(steps)
+
+
+def described_version(described: Mapping[str, Any]) -> Version:
+    """A version of ours, as the W&B process describes it."""
+    metadata = described["metadata"]
+    number, size, files, created = (described[key] for key in ("version", "size_bytes", "files", "created_s"))
+    return Version(number, metadata[STEP], metadata, frozenset(described["aliases"]), size, files, created)

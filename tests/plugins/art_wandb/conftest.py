@@ -25,4 +25,6 @@ def server() -> Iterator[WandbServer]:
 def no_faults(server: WandbServer) -> Iterator[None]:
     """Every test ends with a server that is well."""
     yield
-    server.fault = server.done = None
+    server.fault = server.done = server.cut_bytes = None
+    server.revoked.clear()
+    server.words = "as the test asks"

@@ -122,18 +122,6 @@ async def test_a_call_that_takes_too_long_is_given_up(
     assert [entry.step for entry in await store.list(run)] == [1], "the next call finds a new process"
 
 
-async def test_no_key_is_refused_and_says_what_to_do(
-    server: WandbServer, store: WandbStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    WANDB.close()
-    monkeypatch.delenv("WANDB_API_KEY")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(StoreError, match=r"(?s)log in to W&B.*set WANDB_API_KEY, or run `wandb login`") as caught:
-        await store.check()
-    assert not isinstance(caught.value, StoreUnavailableError)
-    WANDB.close()
-
-
 async def test_eight_committers_at_once(server: WandbServer, store: WandbStore, run: RunKey, tmp_path: Path) -> None:
     """Beyond what is declared: as the server numbers versions, the oldest of a step counts."""
     checkpoints = [stage_step(tmp_path / str(n) / run.run, 1, n) for n in range(8)]
