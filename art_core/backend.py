@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from art_core.base_model import ModelInfo, require_same_base, require_trained_on
+from art_core.base_model import BaseIdentity, ModelInfo, require_same_base, require_trained_on
 from art_core.checkpoint import StoredCheckpoint, write_manifest
 from art_core.compose import Parts
 from art_core.config import Timeouts
@@ -92,6 +92,11 @@ class Backend:
         """The publisher."""
         return self.parts.publisher
 
+    @property
+    def base_identity(self) -> BaseIdentity:
+        """The base model as manifests name it: by the user's name, which holds on other machines, too."""
+        return self.model.identity.model_copy(update={"name": self.spec.engine.base_name})
+
     async def close(self) -> None:
         """Stop everything, newest first; idempotent."""
         await self.resources.aclose()
@@ -163,7 +168,7 @@ async def store_first_step(backend: Backend) -> StoredCheckpoint:
         directory,
         run=backend.spec.run.name,
         step=0,
-        base_model=backend.model.identity,
+        base_model=backend.base_identity,
         versions=dict(backend.trainer_info.versions),
     )
     stored = await backend.store.commit(checkpoint)

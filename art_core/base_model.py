@@ -24,7 +24,8 @@ class BaseIdentity(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     name: str
-    """Hub name, or the local directory that the user's name stands for."""
+    """As engine or trainer was told: a hub name, or the local directory that the user's name stands for. In a manifest
+    the user's name itself."""
     digest: str
     """`base_digest` of its files."""
 

@@ -169,7 +169,7 @@ def _describe(backend: Backend, directory: Path, result: StepResult, step: int) 
         directory,
         run=backend.spec.run.name,
         step=step,
-        base_model=backend.model.identity,
+        base_model=backend.base_identity,
         parent=step - 1,
         updated=result.updated,
         metrics=dict(result.metrics),

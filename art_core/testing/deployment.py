@@ -119,7 +119,7 @@ class DeploymentAddresses(DeploymentCase):
         names = [
             ("p", "läufer"),
             ("p", "l ufer"),
-            ("p", "l/ufer".replace("/", "_")),
+            ("p", "l_ufer"),
             ("p 2", "läufer"),
             ("p:2", "läufer"),
         ]

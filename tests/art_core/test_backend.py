@@ -50,7 +50,7 @@ def backend(tmp_path: Path, engine: NumpyEngine) -> Backend:
     directory = RunDirectory(tmp_path / "run")
     nothing = cast(Any, None)
     publisher = ReloadPublisher(ReloadOptions(), engine, PROVES)
-    info = ModelInfo(BaseIdentity(name="bigram", digest="0"), 48, 64, None, "float32")
+    info = ModelInfo(BaseIdentity(name="/cache/bigram", digest="0"), 48, 64, None, "float32")
     spec = BackendSpec(
         "agent",
         directory,
@@ -74,6 +74,11 @@ async def served(backend: Backend, run: Run, count: int) -> Backend:
 
 def loaded(engine: NumpyEngine) -> set[str]:
     return set(engine.slots)
+
+
+def test_manifests_name_the_base_model_as_the_user_does(backend: Backend) -> None:
+    """Where it was found is another place on the next machine."""
+    assert backend.base_identity == BaseIdentity(name="bigram", digest="0")
 
 
 async def test_a_leased_step_is_neither_unloaded_nor_deleted(backend: Backend, run: Run, engine: NumpyEngine) -> None:
