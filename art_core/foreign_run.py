@@ -15,7 +15,7 @@ from art_core import disk
 from art_core.adapter_file import read_adapter_config
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, MANIFEST
 from art_core.config import LoRAConfig
-from art_core.errors import ConfigError
+from art_core.errors import CheckpointCorruptError, ConfigError
 
 FILES = (ADAPTER_CONFIG, ADAPTER)
 """What of a foreign step is an adapter; tokenizers, pickles and cards beside it are not read."""
@@ -34,7 +34,7 @@ def foreign_steps(run: Path) -> Sequence[int]:
     with disk.disk_errors(f"read {run}"):
         if (run / "run.json").exists() or not checkpoints.is_dir():
             return []
-        return sorted(int(path.name) for path in checkpoints.iterdir() if _is_foreign(path))
+        return sorted(int(path.name) for path in checkpoints.iterdir() if is_foreign(path))
 
 
 def foreign_step(run: Path, step: int) -> Path:
@@ -52,10 +52,29 @@ def foreign_made_for(run: Path, step: int) -> tuple[str, LoRAConfig]:
     Raises:
         CheckpointCorruptError: The step does not say it, or not so that it can be used.
     """
-    config = read_adapter_config(foreign_step(run, step) / ADAPTER_CONFIG)
+    try:
+        config = read_adapter_config(foreign_step(run, step) / ADAPTER_CONFIG)
+    except CheckpointCorruptError as error:
+        raise torn(run, step, error) from error
     modules = config.get("target_modules")
     lora = LoRAConfig(config["r"], config["lora_alpha"], sorted(modules) if isinstance(modules, list) else None)
     return str(config.get("base_model_name_or_path")), lora
+
+
+def torn(run: Path, step: int, error: CheckpointCorruptError) -> CheckpointCorruptError:
+    """The error of a foreign step that can't be taken over, with the steps that may be.
+
+    Args:
+        run: The run's directory.
+        step: Which step.
+        error: What is wrong with it.
+    """
+    others = ", ".join(str(each) for each in foreign_steps(run) if each != step) or "none"
+    return CheckpointCorruptError(
+        f"step {step} of {run} can't be taken over: {error}; a kill may have torn it: name another step (there are: "
+        f"{others}), as @<step> or not_after_step",
+        step=step,
+    )
 
 
 def refuse_foreign(run: Path) -> None:
@@ -75,7 +94,8 @@ def refuse_foreign(run: Path) -> None:
         )
 
 
-def _is_foreign(path: Path) -> bool:
+def is_foreign(path: Path) -> bool:
+    """Whether a directory is a step of a run that is not ours; what a run of ours lacks is damage."""
     return (
         path.name.isdecimal()
         and path.name.isascii()

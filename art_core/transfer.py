@@ -14,9 +14,9 @@ from art_core.adapter_file import read_adapter_config
 from art_core.base_model import UNKNOWN_DIGEST, BaseIdentity, base_digest
 from art_core.checkpoint import ADAPTER_CONFIG, Checkpoint, StoredCheckpoint, write_manifest
 from art_core.config import LoRAConfig
-from art_core.errors import CheckpointNotFoundError, CommitConflictError, nearest
+from art_core.errors import CheckpointCorruptError, CheckpointNotFoundError, CommitConflictError, nearest
 from art_core.file_record import copy
-from art_core.foreign_run import FILES, foreign_step, foreign_steps
+from art_core.foreign_run import FILES, foreign_step, foreign_steps, refuse_foreign, torn
 from art_core.fork import ForkSource, ForkTarget
 from art_core.intake import require_arrays
 from art_core.local_store import LocalStore
@@ -91,12 +91,14 @@ async def pull(
 
     Raises:
         CheckpointNotFoundError: The store has no such step.
+        ConfigError: Another backend's run stands there.
         CheckpointCorruptError: A file differs from the manifest, is no array file, or not finite.
         CommitConflictError: Another checkpoint stands at that step here.
         StoreError: The store or the system refuses.
     """
     entry = await find(store, run, step)
     directory = RunDirectory(run_path(root, run.project, run.run))
+    refuse_foreign(directory.path)
     for each in await LocalStore().list(directory.path):
         if each.step == entry.step:
             if content_key(each.manifest) != content_key(entry.manifest):
@@ -155,7 +157,7 @@ async def find(store: CheckpointStore, run: RunKey, step: int | None, up_to: int
 
 @asynccontextmanager
 async def fetched_source(
-    store: CheckpointStore, source: ForkSource, target_modules: Sequence[str] | None
+    store: CheckpointStore, source: ForkSource, target_modules: Sequence[str] | None, comes: Comes = _unwatched
 ) -> AsyncIterator[ForkSource]:
     """What is to be forked, fetched from a store into a run that is gone after the block.
 
@@ -163,6 +165,7 @@ async def fetched_source(
         store: Where from.
         source: Which run, and up to which step; its root does not count.
         target_modules: Those of the run that is started: a checkpoint does not say which a run was made with.
+        comes: Told where the copy comes to be.
 
     Raises:
         CheckpointNotFoundError: The store has no such step.
@@ -172,6 +175,7 @@ async def fetched_source(
     run = RunKey(source.project, source.run)
     entry = await find(store, run, None, source.not_after_step)
     with tempfile.TemporaryDirectory(prefix="art-fork-") as scratch:
+        comes(entry, Path(scratch) / "fetched")
         fetched = await store.fetch(run, entry.step, Path(scratch) / "fetched")
         yield await _scratch_run(fetched, replace(source, root=Path(scratch)), target_modules)
 
@@ -204,9 +208,12 @@ async def adopted_source(source: ForkSource, target: ForkTarget) -> AsyncIterato
 def _adopt(run: Path, step: int, target: ForkTarget, directory: Path) -> Checkpoint:
     """A foreign step's files under a manifest; what nobody can verify is said."""
     directory.mkdir()
-    for name in FILES:
-        copy(foreign_step(run, step) / name, directory / name)
-    named, base = read_adapter_config(directory / ADAPTER_CONFIG), Path(target.resolved_model)
+    try:
+        for name in FILES:
+            copy(foreign_step(run, step) / name, directory / name)
+        named, base = read_adapter_config(directory / ADAPTER_CONFIG), Path(target.resolved_model)
+    except CheckpointCorruptError as error:
+        raise torn(run, step, error) from error
     _log.warning(
         "step %d of %s was written by openpipe-art's own backend; it is refused unless it is whole, finite and of "
         "the base model's shapes. What can't be verified: that its files are as they were written, for they have no "

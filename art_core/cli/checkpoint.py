@@ -109,9 +109,15 @@ def verify(
 
 
 def steps_of(run: Path) -> list[Path]:
-    """What stands in a run's checkpoints directory, by name, but for what is being written or deleted."""
+    """What stands in a run's checkpoints directory, by name, but for what is being written or deleted.
+
+    Of a run that another backend wrote the steps only: of the rest nobody asks us what it is.
+    """
+    from art_core.foreign_run import foreign_steps, is_foreign
+
     with os.scandir(run / "checkpoints") as entries:
-        return sorted(Path(entry.path) for entry in entries if not entry.name.startswith("."))
+        found = sorted(Path(entry.path) for entry in entries if not entry.name.startswith("."))
+    return [each for each in found if is_foreign(each)] if foreign_steps(run) else found
 
 
 def _with_rewards(path: Path, run: str | None) -> Iterator[tuple[Path, Mapping[int, float]]]:
@@ -146,10 +152,17 @@ def _listed(run: Path, directory: Path, rewards: Mapping[int, float]) -> Listed:
 def _manifest(run: Path, directory: Path) -> Manifest:
     """A step's manifest, if it stands where a store would look for it; never through a link."""
     from art_core.checkpoint import read_manifest
+    from art_core.foreign_run import is_foreign
     from art_core.run import RunDirectory
 
     if directory.is_symlink() or not directory.is_dir():
         raise CheckpointCorruptError(f"{directory} is a file or a link, not a directory; remove it")
+    if not (run / "run.json").exists() and is_foreign(directory):
+        raise CheckpointCorruptError(
+            f"written by openpipe-art's own backend, without a manifest: nothing says what its bytes were; it is "
+            f"looked at when a run starts from it: art checkpoints fork --from {run}@{directory.name} --run "
+            f"<project>/<new>"
+        )
     manifest = read_manifest(directory)
     if directory != RunDirectory(run).step_directory(manifest.step):
         raise CheckpointCorruptError(f"{directory} holds the manifest of step {manifest.step}; rename or remove it")
@@ -161,7 +174,7 @@ def _name(run: Path) -> str:
 
 
 def _number(directory: Path) -> int | None:
-    return int(directory.name) if directory.name.isdecimal() else None
+    return int(directory.name) if directory.name.isascii() and directory.name.isdecimal() else None
 
 
 def _label(path: Path, run: Path) -> str:

@@ -10,6 +10,7 @@ import typer
 from pydantic_core import to_json
 from rich.console import Console
 
+from art_core.cli.progress import ByteBar
 from art_core.cli.removal import RootOption
 from art_core.cli.run import find_run
 from art_core.cli.store import JsonOption, key_of, store_of, wait
@@ -108,13 +109,19 @@ async def _fork(root: Path, old: RunKey, step: int | None, store: str | None, wa
     source, path = ForkSource(root, old.project, old.run, step), run_path(root, old.project, old.run)
     if store is not None:
         opened = store_of(store)
-        await find(opened, old, step)  # before anything is fetched: what is fetched is the newest up to the step
-        async with fetched_source(opened, source, None) as fetched:
-            made = RunDirectory(run_path(fetched.root, old.project, old.run)).record()
-            return await wanted.fork(fetched, made.base_model, made.lora, step)
+        entry = await find(
+            opened, old, step
+        )  # before anything is fetched: what is fetched is the newest up to the step
+        with ByteBar(f"fetching {old}") as bar:
+            async with fetched_source(opened, source, None, bar.comes) as fetched:
+                bar.add(entry.size_bytes)
+                made = RunDirectory(run_path(fetched.root, old.project, old.run)).record()
+                return await wanted.fork(fetched, made.base_model, made.lora, step)
     if steps := foreign_steps(path):
-        chosen = max((each for each in steps if step is None or each <= step), default=steps[-1])
-        base_model, lora = foreign_made_for(path, chosen)
+        if step not in (None, *steps):
+            there = ", ".join(map(str, steps))
+            raise CheckpointNotFoundError(f"{path} has no step {step}; its steps: {there}", step=step)
+        base_model, lora = foreign_made_for(path, steps[-1] if step is None else step)
         async with adopted_source(source, await wanted.target(base_model, lora)) as adopted:
             return await wanted.fork(adopted, base_model, lora, step)
     made = RunDirectory(path).record()

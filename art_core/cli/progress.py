@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -15,6 +16,9 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+if TYPE_CHECKING:
+    from art_core.protocols.store import StoreEntry
 
 
 class ByteBar(Progress):
@@ -46,6 +50,11 @@ class ByteBar(Progress):
     def watch(self, directory: Path) -> None:
         """Count what comes to be in a directory, besides what is whole."""
         self._directory = directory
+
+    def comes(self, entry: StoreEntry, directory: Path) -> None:
+        """Say that one step, and no more, comes to be in a directory."""
+        self.expect(entry.size_bytes)
+        self.watch(directory)
 
     def add(self, count: int) -> None:
         """Say that so many bytes more are whole; the directory that was watched is done with."""

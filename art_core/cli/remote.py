@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from rich.console import Console
 
 from art_core.cli.progress import ByteBar
-from art_core.cli.run import find_run
+from art_core.cli.run import find_own_run
 from art_core.cli.store import (
     JsonOption,
     NeededRunOption,
@@ -96,7 +96,7 @@ async def _entry(store: str | None, run: str, step: int, path: Path) -> StoreEnt
     from art_core.file_store import FileStore
     from art_core.transfer import find
 
-    opened = FileStore(find_run(path, run).parents[2]) if store is None else store_of(store)
+    opened = FileStore(find_own_run(path, run).parents[2]) if store is None else store_of(store)
     return await find(opened, key_of(run), step)
 
 

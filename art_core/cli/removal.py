@@ -16,7 +16,7 @@ import typer
 from pydantic_core import to_json
 from rich.console import Console
 
-from art_core.cli.run import find_run
+from art_core.cli.run import find_own_run
 from art_core.cli.store import JsonOption, NeededRunOption, StoreOption, key_of, store_of, wait
 from art_core.cli.table import say
 from art_core.errors import CheckpointNotFoundError, ConfigError
@@ -151,7 +151,7 @@ def _plan(retention: Retention, run: RunKey, root: Path, steps: Collection[int])
 def _held(run: RunKey, root: Path) -> Iterator[RunDirectory]:
     from art_core.run import RunDirectory
 
-    path = find_run(root, str(run))
+    path = find_own_run(root, str(run))
     record = RunDirectory(path).record()
     directory = RunDirectory.create_or_open(path.parents[2], run.project, run.run, record.base_model, record.lora)
     try:

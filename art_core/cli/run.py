@@ -52,6 +52,27 @@ def find_run(path: Path, run: str) -> Path:
     return found[0]
 
 
+def find_own_run(path: Path, run: str) -> Path:
+    """The directory of one run of ours.
+
+    Args:
+        path: As for `find_runs`.
+        run: ``<project>/<run>``.
+
+    Raises:
+        ConfigError: There is none, or more than one; or another backend wrote it, and it stays as it is.
+    """
+    from art_core.foreign_run import foreign_steps
+
+    found = find_run(path, run)
+    if steps := foreign_steps(found):
+        raise ConfigError(
+            f"run {run!r} was written by openpipe-art's own backend (newest step: {steps[-1]}), without manifests, and "
+            f"stays as it is; start one of ours from it: art checkpoints fork --from {found} --run <project>/<new>"
+        )
+    return found
+
+
 def _named(runs: list[Path], run: str, path: Path) -> list[Path]:
     names = {each: f"{each.parent.parent.name}/{each.name}" for each in runs}
     found = [each for each, name in names.items() if name == run]

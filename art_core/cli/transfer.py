@@ -10,12 +10,12 @@ from pydantic_core import to_json
 from rich.console import Console
 
 from art_core.cli.progress import ByteBar, bytes_in
-from art_core.cli.run import find_run
+from art_core.cli.run import find_own_run
 from art_core.cli.store import JsonOption, NeededRunOption, NeededStoreOption, key_of, store_of, wait
 from art_core.cli.table import say
+from art_core.errors import CheckpointNotFoundError
 
 if TYPE_CHECKING:
-    from art_core.protocols.store import StoreEntry
     from art_core.run_key import RunKey
 
 RootOption = Annotated[Path, typer.Option("--path", help="Root of runs on this machine.")]
@@ -55,15 +55,10 @@ async def _pull(store: str, run: RunKey, step: int | None, to: Path, into_run: b
     from art_core.transfer import pull as pull_step
 
     opened = store_of(store)
-
-    def comes(entry: StoreEntry, directory: Path) -> None:
-        bar.expect(entry.size_bytes)
-        bar.watch(directory)
-
     if into_run:
-        return (await pull_step(opened, run, step, to, comes)).directory
+        return (await pull_step(opened, run, step, to, bar.comes)).directory
     entry = await find(opened, run, step)
-    comes(entry, to)
+    bar.comes(entry, to)
     return (await opened.fetch(run, entry.step, to)).directory
 
 
@@ -71,9 +66,13 @@ async def _push(store: str, run: str, steps: list[int] | None, root: Path) -> li
     from art_core.local_store import LocalStore
     from art_core.transfer import push as push_steps
 
-    opened, path = store_of(store), find_run(root, run)
+    opened, path = store_of(store), find_own_run(root, run)
     await opened.check()
     sizes = {each.step: bytes_in(each.directory) for each in await LocalStore().list(path)}
+    if not sizes:
+        raise CheckpointNotFoundError(
+            f"{path} has no whole checkpoint to copy; see `art checkpoints list --path {path}`"
+        )
     with ByteBar(f"pushing {run}") as bar:
         bar.expect(sum(sizes.get(step, 0) for step in (sizes if steps is None else steps)))
         return await push_steps(opened, key_of(run), path, steps, lambda step, _: bar.add(sizes[step]))

@@ -11,13 +11,16 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from art_core.checkpoint import ADAPTER, OPTIMIZER, verify
+from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER, verify
 from art_core.cli.program import app
 from art_core.config import LoRAConfig
-from art_core.errors import CheckpointNotFoundError, ConfigError, RunLockedError, StoreError
+from art_core.errors import CheckpointCorruptError, CheckpointNotFoundError, ConfigError, RunLockedError, StoreError
+from art_core.file_store import FileStore
 from art_core.local_store import LocalStore
 from art_core.run import RunDirectory
-from tests.staged import stage_step
+from art_core.run_key import RunKey
+from art_core.transfer import pull
+from tests.staged import stage_step, write_step_files
 
 
 @pytest.fixture
@@ -121,6 +124,63 @@ def test_verify_finds_what_is_damaged_in_a_store(root: Path, tmp_path: Path) -> 
     assert done.exit_code == 1
     (line,) = (line for line in done.stdout.splitlines() if "FAILED" in line)
     assert line.startswith("p/r 0002 FAILED: ") and ADAPTER in line
+
+
+def test_a_run_of_another_backend_is_known_for_what_it_is(tmp_path: Path) -> None:
+    """Nobody is advised to delete its steps, or told that nothing is to be copied; nothing is written into it."""
+    theirs = tmp_path / "theirs/p/models/r"
+    for step in range(3):
+        directory = theirs / f"checkpoints/{step:04d}"
+        directory.mkdir(parents=True)
+        write_step_files(directory, step)
+    (theirs / "checkpoints/0002" / ADAPTER_CONFIG).unlink()
+    (theirs / "checkpoints/best").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    here, store = tmp_path / "theirs", ("--store", (tmp_path / "store").as_uri())
+    listed = data(here, "list")
+    assert [each["step"] for each in listed] == [0, 1, 2]
+    for step, each in enumerate(listed):
+        assert "written by openpipe-art's own backend" in each["problem"]
+        assert f"art checkpoints fork --from {theirs}@{step:04d}" in each["problem"]
+    assert [each["problem"] for each in data(here, "verify")] == [each["problem"] for each in listed]
+    for arguments in (
+        ("show", "1"),
+        ("push", *store),
+        ("gc", "--keep", "latest=1"),
+        ("delete", "--step", "0"),
+    ):
+        done = run(here, *arguments, "--run", "p/r")
+        assert isinstance(done.exception, ConfigError)
+        assert f"stays as it is; start one of ours from it: art checkpoints fork --from {theirs}" in str(done.exception)
+    for step, error, message in (
+        ("@9", CheckpointNotFoundError, "has no step 9; its steps: 0, 1, 2"),
+        (
+            "",
+            CheckpointCorruptError,
+            r"step 2 of .* can't be taken over: .*name another step \(there are: 0, 1\)",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            raise run(here, "fork", "--from", f"p/r{step}", "--run", "p/new").exception or AssertionError
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+async def test_nothing_is_pulled_into_a_run_of_another_backend(tmp_path: Path) -> None:
+    held = tmp_path / "store/p/models/r"
+    await LocalStore().commit(held, stage_step(held, 7))
+    theirs = tmp_path / "theirs/p/models/r/checkpoints"
+    (theirs / "0001").mkdir(parents=True)
+    write_step_files(theirs / "0001", 1)
+    with pytest.raises(ConfigError, match="holds steps of openpipe-art's own backend"):
+        await pull(FileStore(tmp_path / "store"), RunKey("p", "r"), None, tmp_path / "theirs")
+    assert [each.name for each in theirs.iterdir()] == ["0001"]
+
+
+def test_a_run_without_a_whole_step_is_not_said_to_be_copied(root: Path, tmp_path: Path) -> None:
+    shutil.rmtree(root / "p/models/r/checkpoints")
+    (root / "p/models/r/checkpoints").mkdir()
+    done = run(root, "push", "--run", "p/r", "--store", (tmp_path / "store").as_uri())
+    assert isinstance(done.exception, CheckpointNotFoundError) and "has no whole checkpoint" in str(done.exception)
 
 
 @pytest.mark.parametrize("where", ["here", "in a store"])
