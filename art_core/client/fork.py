@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, SupportsIndex, TypedDict
 
 from art_core.client.config import lora_config
 from art_core.client.keyword import check_keywords
@@ -96,6 +97,36 @@ Fork = Callable[[ForkSource, ForkTarget], Awaitable[object]]
 """Puts a run's checkpoint into another run."""
 
 
+def step_number(name: str, value: object) -> int:
+    """A step's number.
+
+    Args:
+        name: The keyword that it was given as.
+        value: What was given.
+
+    Raises:
+        ConfigError: It is no whole number from 0.
+    """
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool) and (number := operator.index(value)) >= 0:
+        return number
+    raise ConfigError(f"{name} is {value!r}; allowed: 0 or more, as a whole number")
+
+
+def require_bucket(name: str, bucket: str | None, prefix: str | None) -> None:
+    """Refuse a prefix of the keys of no bucket, which would have no effect.
+
+    Args:
+        name: The keyword that names the bucket.
+        bucket: As given.
+        prefix: As given.
+
+    Raises:
+        ConfigError: There is a prefix, and no bucket.
+    """
+    if prefix and not bucket:
+        raise ConfigError(f"prefix is {prefix!r}, which belongs to a bucket; give {name} as well, or leave it out")
+
+
 async def fork_model(
     root: Path, bucket: Bucket, model: TrainableModel[Any], from_model: str, options: ForkArgs, fork: Fork
 ) -> None:
@@ -114,9 +145,9 @@ async def fork_model(
         StoreError: There is no such checkpoint, or the system refuses.
     """
     check_keywords("_experimental_fork_checkpoint", options, ForkArgs.__annotations__, ())
-    step = options.get("not_after_step")
-    if step is not None and step < 0:
-        raise ConfigError(f"not_after_step is {step}; allowed: 0 or more")
+    limit = options.get("not_after_step")
+    step = None if limit is None else step_number("not_after_step", limit)
+    require_bucket("from_s3_bucket", options.get("from_s3_bucket"), options.get("prefix"))
     project, path = options.get("from_project") or model.project, Path(options.get("from_path") or root)
     base = await resolve_base_model(model.base_model, Environment.read().cache)
     lora = lora_config(model.lora_config)
@@ -169,7 +200,7 @@ async def pull_run(root: Path, store: CheckpointStore, model: Model[Any], option
             under the same number.
     """
     given = options.get("only_step"), options.get("step"), "latest" if options.get("latest_only") else None
-    named = {each for each in given if each is not None}
+    named = {each if each == "latest" else step_number("step", each) for each in given if each is not None}
     if len(named) > 1:
         raise ConfigError(f"only_step, step and latest_only name {sorted(map(str, named))}; allowed: one step, or none")
     if "checkpoints" in (options.get("exclude") or ()):
@@ -199,7 +230,8 @@ async def pull_model(root: Path, bucket: Bucket, model: Model[Any], options: Pul
     """
     check_keywords("_experimental_pull_model_checkpoint", options, PullArgs.__annotations__, ())
     wanted, copy = options.get("step"), options.get("local_path")
-    step = None if wanted in (None, "latest") else int(wanted)
+    step = None if wanted is None or wanted == "latest" else step_number("step", wanted)
+    require_bucket("s3_bucket", options.get("s3_bucket"), options.get("prefix"))
     if name := options.get("s3_bucket"):
         store, run = bucket(name, options.get("prefix") or ""), RunKey(model.project, model.run_name)
         if copy is None:

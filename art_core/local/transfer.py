@@ -17,6 +17,7 @@ from art_core.client.fork import (
     pull_model,
     pull_run,
     push_model,
+    require_bucket,
 )
 from art_core.client.keyword import check_keywords
 from art_core.client.model import Model
@@ -86,6 +87,7 @@ class LocalTransfer(ABC):
 
     def _place(self, bucket: str | None, prefix: str | None) -> CheckpointStore:
         """A bucket that was named; else the backend's own store."""
+        require_bucket("s3_bucket", bucket, prefix)
         if bucket:
             return self._bucket(bucket, prefix or "")
         store = compose_store(self._given_store, self._plugins)

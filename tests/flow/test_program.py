@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -158,3 +160,32 @@ async def test_a_checkpoint_is_pulled_by_step(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match="step 2 of 'm' is not stored; the newest before is 1"):
         await backend._experimental_pull_model_checkpoint(model, step=2)
     run.close()
+
+
+@pytest.mark.parametrize("step", ["x", "3", 1.5, True, -1])
+async def test_what_is_no_step_is_none(tmp_path: Path, step: Any) -> None:
+    """Not the step that it could be made into."""
+    model = art.TrainableModel(name="m", project="p", base_model="tiny")
+    backend = LocalBackend(path=tmp_path, store=(tmp_path / "store").as_uri())
+    said = re.escape(f"is {step!r}; allowed: 0 or more, as a whole number")
+    with pytest.raises(ConfigError, match=said):
+        await backend._experimental_pull_model_checkpoint(model, step=step)
+    with pytest.raises(ConfigError, match=said):
+        await backend._experimental_fork_checkpoint(model, "old", not_after_step=step)
+    with pytest.raises(ConfigError, match=said), pytest.warns(DeprecationWarning):
+        await backend._experimental_pull_from_s3(model, only_step=step)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_prefix_needs_a_bucket(tmp_path: Path) -> None:
+    """Else it would have no effect, and another place be read or written than was meant."""
+    model = art.TrainableModel(name="m", project="p", base_model="tiny")
+    backend, given = LocalBackend(path=tmp_path, store=(tmp_path / "store").as_uri()), {"prefix": "runs"}
+    for call, name in (
+        (lambda: backend._experimental_pull_model_checkpoint(model, **given), "s3_bucket"),
+        (lambda: backend._experimental_push_to_s3(model, **given), "s3_bucket"),
+        (lambda: backend._experimental_fork_checkpoint(model, "old", **given), "from_s3_bucket"),
+    ):
+        with pytest.raises(ConfigError, match=f"prefix is 'runs', which belongs to a bucket; give {name} as well"):
+            await call()
+    assert list(tmp_path.iterdir()) == []
