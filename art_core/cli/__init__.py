@@ -15,8 +15,8 @@ _INTERRUPTED = 128 + signal.SIGINT
 def main() -> NoReturn:
     """Run the command line (`art_core.cli.program.run`), after which the process ends at once.
 
-    The interpreter is not taken down first: a thread that a store's library (obstore 0.12) has not ended would abort
-    the process in the midst of that, after all is done, and its exit code would be that of a crash.
+    The interpreter is not taken down first: a thread in which a client library still waits for a silent server might
+    come back in the midst of that and abort the process, and its exit code would be that of a crash.
 
     Ctrl-C ends it with exit code 130 and no traceback. While the commands are imported nothing has begun that would
     need an orderly end; afterwards a command is given the chance of one.
