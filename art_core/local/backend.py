@@ -27,9 +27,9 @@ from art_core.client.supervised import supervised_config
 from art_core.client.trainable import TrainableModel
 from art_core.compose import Choice, compose
 from art_core.config import Environment, Timeouts
-from art_core.errors import ConfigError, nearest
+from art_core.errors import ConfigError
 from art_core.events import Observers, audience, observe
-from art_core.local.option import FOREIGN, STEP_FIELDS, LocalBackendArgs
+from art_core.local.option import FOREIGN, STEP_FIELDS, LocalBackendArgs, check_options
 from art_core.local.spec import backend_spec
 from art_core.local.transfer import LocalTransfer
 from art_core.loop import supervised_step, train_step
@@ -56,14 +56,11 @@ class LocalBackend(LocalTransfer):
         **options: See `LocalBackendArgs`.
 
     Raises:
-        ConfigError: An option is unknown.
+        ConfigError: An option is unknown, or its value none of those allowed.
     """
 
     def __init__(self, **options: Unpack[LocalBackendArgs]) -> None:
-        for key in options:
-            if key not in LocalBackendArgs.__annotations__:
-                known = nearest(key, LocalBackendArgs.__annotations__)
-                raise ConfigError(f"LocalBackend has no option {key!r}; {known}")
+        check_options(options)
         super().__init__(Path(options.get("path") or ".art").absolute(), options.get("store"), Plugins())
         self._options = options
         self._timeouts = options.get("timeouts") or Timeouts()
@@ -256,15 +253,14 @@ class LocalBackend(LocalTransfer):
         step_config({}, defaults)  # refuse a bad default before anything starts
         logs = RunDirectory(run_path(self._path, model.project, model.run_name)).log_directory
         parts = compose(self._choice(config, trainer_args), self._plugins, logs, self._timeouts)
+        durable = self._options.get("durable", "local")
+        if durable == "remote" and parts.store is None:
+            raise ConfigError("durable is 'remote', but steps are copied nowhere; give store=…, or set ART_STORE")
         base = await resolve_base_model(model.base_model, Environment.read().cache)
         run = RunDirectory.create_or_open(self._path, model.project, model.run_name, model.base_model, lora)
         try:
             spec = backend_spec(model, config, base, lora, run, self._timeouts)
-            spec = replace(
-                spec,
-                durable=self._options.get("durable", "local"),
-                retention=self._options.get("retention") or Retention(),
-            )
+            spec = replace(spec, durable=durable, retention=self._options.get("retention") or Retention())
             return _Session(await open_backend(parts, spec, self._observers[_key(model)]), defaults)
         except BaseException:
             run.close()

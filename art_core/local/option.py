@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 from art_core.client.dev import EngineArgs, InitArgs, TrainerArgs
 from art_core.config import Timeouts
+from art_core.errors import ConfigError, nearest
 from art_core.publication import PublisherSelections
 from art_core.retention import Retention
 from art_core.selection import EngineSelection, StoreSelection, TrainerSelection
@@ -43,6 +44,25 @@ class LocalBackendArgs(TypedDict, total=False):
     """What this machine costs; makes `model.log` write ``costs/gpu``. Never guessed."""
     enable_expert_replay: bool
     """Accepted, not used: there is no mixture-of-experts trainer yet."""
+
+
+def check_options(options: LocalBackendArgs) -> None:
+    """Refuse, before anything starts, what can't be meant.
+
+    Raises:
+        ConfigError: An option is unknown, or its value none of those allowed.
+    """
+    for key in options:
+        if key not in LocalBackendArgs.__annotations__:
+            known = nearest(key, LocalBackendArgs.__annotations__)
+            raise ConfigError(f"LocalBackend has no option {key!r}; {known}")
+    durable = options.get("durable", "local")
+    if durable not in get_args(Durable):
+        raise ConfigError(f"durable is {durable!r}; allowed: {', '.join(map(repr, get_args(Durable)))}")
+    for name, kind in (("retention", Retention), ("timeouts", Timeouts)):
+        value = options.get(name)
+        if not isinstance(value, kind | None):
+            raise ConfigError(f"{name} is {value!r}; allowed: a {kind.__module__}.{kind.__name__}, or None")
 
 
 STEP_FIELDS = frozenset(field.name for field in fields(StepConfig))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -72,6 +73,13 @@ async def test_keys_that_no_run_of_ours_has_are_passed_over(url: str, tmp_path: 
 def test_a_driver_that_there_is_not_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=f"fsspec can't use '{url}'"):
         open_bucket(url, {})
+
+
+def test_a_server_that_is_not_there_is_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = free.getsockname()[1]
+    with pytest.raises(StoreUnavailableError, match=f"can't reach ftp://me:…@127.0.0.1:{address}/x: Connection"):
+        open_bucket(f"ftp://me:secret@127.0.0.1:{address}/x", {})
 
 
 def test_no_message_shows_a_password() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import art
 from art.local import LocalBackend
-from art_core.errors import PluginNotFoundError
+from art_core.errors import ConfigError, PluginNotFoundError
 from tests.art_core.rollout import group
 from tests.installed import install
 
@@ -47,6 +47,30 @@ def module(site: Path, name: str) -> ModuleType:
 
 def trainable(name: str, **options: Any) -> art.TrainableModel[None]:
     return art.TrainableModel(name=name, project="p", base_model="b", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"durable": "both"}, "durable is 'both'; allowed: 'local', 'remote'"),
+        ({"durable": None}, "durable is None; allowed: 'local', 'remote'"),
+        ({"retention": 5}, r"retention is 5; allowed: a art_core\.retention\.Retention, or None"),
+        ({"retention": {"latest": 2}}, "retention is {'latest': 2}; allowed"),
+        ({"timeouts": 3.0}, "timeouts is 3.0; allowed"),
+        ({"stor": "x"}, "LocalBackend has no option 'stor'; did you mean 'store'"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused(options: dict[str, Any], said: str) -> None:
+    """At once, and not at the first step that would be kept, or that nobody copies."""
+    with pytest.raises(ConfigError, match=said):
+        LocalBackend(**options)
+
+
+async def test_remote_without_a_store_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ART_STORE", raising=False)
+    with pytest.raises(ConfigError, match="durable is 'remote', but steps are copied nowhere; give store="):
+        await trainable("m").register(LocalBackend(path=tmp_path, engine="torch", trainer="torch", durable="remote"))
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_observers_by_name_for_all_models_and_for_one(tmp_path: Path, site: Path) -> None:
