@@ -41,7 +41,7 @@ def open_bucket(url: str, storage_options: Mapping[str, Any]) -> FsspecBucket:
 
     Raises:
         ConfigError: There is no such driver, it is not installed, or it refuses its options.
-        StoreUnavailableError: The driver connects at once, and can't.
+        StoreError: The driver connects at once, and can't.
     """
     kind = MemoryBucket if fsspec.core.split_protocol(url)[0] == MemoryFileSystem.protocol else FsspecBucket
     return kind(url, storage_options)
@@ -61,19 +61,18 @@ class FsspecBucket:
 
     Raises:
         ConfigError: There is no such driver, it is not installed, or it refuses its options.
-        StoreUnavailableError: The driver connects at once, and can't.
+        StoreError: The driver connects at once, and can't.
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, Any]) -> None:
         self._url = shown(url)
-        try:
-            made = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **storage_options)
-        except (ImportError, ValueError, TypeError) as error:
-            raise ConfigError(
-                f"fsspec can't use {self._url!r}: {error}; see fsspec's list of drivers and their options"
-            ) from error
-        except Exception as error:  # some drivers connect at once
-            raise StoreUnavailableError(f"can't reach {self._url}: {type(error).__name__}: {error}") from error
+        with _errors(f"use {self._url}"):  # some drivers connect at once
+            try:
+                made = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **storage_options)
+            except (ImportError, ValueError, TypeError) as error:
+                raise ConfigError(
+                    f"fsspec can't use {self._url!r}: {error}; see fsspec's list of drivers and their options"
+                ) from error
         self._fs: AbstractFileSystem = made[0]
         self._root = str(made[1]).rstrip("/")
         # a driver that is not made for calls at once may have one connection, on which answers would get mixed up

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from art_core.config import PartOptions
+from art_core.errors import ConfigError
 from art_core.hookspecs import hookimpl
 from art_core.object_store import ObjectStore
 from art_core.part import StorePart, missing_modules
@@ -15,7 +16,7 @@ class FsspecStoreOptions(PartOptions):
     """Where the fsspec store copies to."""
 
     part: ClassVar[str] = "fsspec"
-    url: str = "memory://art"
+    url: str | None = None
     """For example ``gs://bucket/prefix`` or ``az://container/prefix``; the driver (gcsfs, adlfs) must be installed.
     What is in ``memory://`` goes with the process: it is for tests."""
     storage_options: dict[str, Any] | None = None
@@ -37,5 +38,7 @@ def _usable() -> str | None:
 def _create(options: FsspecStoreOptions) -> ObjectStore:
     from art_core.fsspec_bucket import open_bucket, shown
 
+    if options.url is None:
+        raise ConfigError("store 'fsspec' has no URL; give one as the store, e.g. gs://bucket/prefix")
     bucket = open_bucket(options.url, options.storage_options or {})
     return ObjectStore(bucket, shown(options.url), options.single_writer)

@@ -78,7 +78,7 @@ def test_a_driver_that_there_is_not_is_refused(url: str) -> None:
 def test_a_server_that_is_not_there_is_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = free.getsockname()[1]
-    with pytest.raises(StoreUnavailableError, match=f"can't reach ftp://me:…@127.0.0.1:{address}/x: Connection"):
+    with pytest.raises(StoreUnavailableError, match=f"can't use ftp://me:…@127.0.0.1:{address}/x: Connection"):
         open_bucket(f"ftp://me:secret@127.0.0.1:{address}/x", {})
 
 
