@@ -22,6 +22,7 @@ from art_core.cli.table import say
 from art_core.errors import CheckpointNotFoundError, ConfigError
 
 if TYPE_CHECKING:
+    from art_core.protocols.store import StoreEntry
     from art_core.retention import Plan, Retention
     from art_core.run import RunDirectory
     from art_core.run_key import RunKey
@@ -112,25 +113,34 @@ def _all_of(run: RunKey, wanted: Collection[int], gone: Collection[int], stored:
 
 
 async def _collect(store: str | None, run: RunKey, retention: Retention, root: Path, dry_run: bool) -> Removed:
+    from art_core.file_store import FileStore
     from art_core.local_store import LocalStore
 
     if store is None:
         with _held(run, root) as directory:  # taking the lock has removed what was left
-            steps = [each.step for each in await LocalStore().list(directory.path)]
+            there = await FileStore(directory.path.parents[2]).list(run)
+            steps = [each.step for each in there]
             plan = _plan(retention, run, root, steps)
             if dry_run:
-                return Removed(sorted(plan.delete), sorted(plan.drop_optimizer), 0, True)
+                return Removed(sorted(plan.delete), _would_drop(plan, there), 0, True)
             deleted = await LocalStore().delete(directory.path, plan.delete, steps[-1:])
             return Removed(deleted, await LocalStore().drop_optimizer(directory.path, plan.drop_optimizer), 0, False)
     opened = store_of(store)
     entries = await opened.list(run)  # none is no error: there may be leftovers
     plan = _plan(retention, run, root, [each.step for each in entries])
     if dry_run:
-        full = {each.step for each in entries if not each.dropped}
-        return Removed(sorted(plan.delete), sorted(plan.drop_optimizer & full), 0, True)
+        return Removed(sorted(plan.delete), _would_drop(plan, entries), 0, True)
     deleted = await opened.delete(run, plan.delete, [each.step for each in entries][-1:])
     dropped = await opened.drop_optimizer(run, plan.drop_optimizer)
     return Removed(deleted, dropped, await opened.sweep(run, DAY_S), False)
+
+
+def _would_drop(plan: Plan, entries: Sequence[StoreEntry]) -> list[int]:
+    """Of the steps whose optimizer state is to go, those that have one."""
+    from art_core.checkpoint import OPTIMIZER
+
+    having = {each.step for each in entries if OPTIMIZER in each.manifest.files.keys() - each.dropped}
+    return sorted(plan.drop_optimizer & having)
 
 
 def _plan(retention: Retention, run: RunKey, root: Path, steps: Collection[int]) -> Plan:

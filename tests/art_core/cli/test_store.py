@@ -199,6 +199,8 @@ def test_delete_and_gc(root: Path, tmp_path: Path, where: str) -> None:
     assert steps(place) == [1, 4]
     assert not (place / "p/models/r/checkpoints/0001" / OPTIMIZER).exists()
     assert verify(place / "p/models/r/checkpoints/0001").step == 1
+    again = data(root, *rules, "--dry-run")
+    assert (again["deleted"], again["optimizer_dropped"]) == ([], []), "it has gone already"
     assert data(root, "gc", "--run", "p/r", *store)["deleted"] == []
 
 
