@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,16 @@ class Shelf:
         self._base_model = base_model
         self._identity = BaseIdentity(name=str(base_model), digest=base_digest(base_model))
         self._next = 0
+
+    def beside(self, name: str) -> Shelf:
+        """Another run of the same base model on this machine.
+
+        Args:
+            name: Its name.
+        """
+        run = self.run.parent / uuid.uuid4().hex / name
+        run.mkdir(parents=True)
+        return Shelf(run, self._base_model)
 
     async def store(self, shape: AdapterShape) -> StoredCheckpoint:
         """Store an adapter as the next step."""
@@ -60,6 +71,20 @@ def drop_optimizer(checkpoint: Checkpoint) -> Checkpoint:
     (checkpoint.directory / (OPTIMIZER + DROPPED)).write_bytes(b"")
     (checkpoint.directory / OPTIMIZER).unlink()
     return checkpoint
+
+
+def measured_anew(checkpoint: Checkpoint) -> Checkpoint:
+    """A staged checkpoint's content under a manifest of other metrics and versions, as a retry of a step writes it."""
+    manifest = checkpoint.manifest
+    return write_manifest(
+        checkpoint.directory,
+        run=manifest.run,
+        step=manifest.step,
+        base_model=manifest.base_model,
+        parent=manifest.parent,
+        metrics={"time/step_s": 7.5},
+        versions={"numpy": "0"},
+    )
 
 
 def _probe(seed: int) -> Probe:

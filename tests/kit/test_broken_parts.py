@@ -1,4 +1,4 @@
-"""The kit on six parts that each break one promise: exactly the tests of that promise fail, and say so."""
+"""The kit on parts that break a promise or a few: exactly the tests of those promises fail, and say so."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ FAILING: Mapping[str, Mapping[str, str]] = {
     "store": {
         "test_damage_is_never_given_out[changed]": DAMAGED,
         "test_files_of_two_steps_swapped_are_never_given_out": DAMAGED,
+        "test_names_that_are_nearly_the_same_are_different_runs": (
+            "broken promise: a run is no other one whose name is nearly the same"
+        ),
+        "test_a_retry_that_measured_something_else_returns_what_stands": "art_core.errors.CommitConflictError",
+        "test_sweep_removes_what_is_left_over_and_nothing_else": (
+            "broken promise: sweep leaves what is younger than it was told"
+        ),
     },
     "deployment": {
         "test_another_checkpoint_at_the_same_address_is_refused": (

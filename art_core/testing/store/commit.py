@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from art_core.protocols.store import CheckpointStore, StoreEntry
 from art_core.run_key import RunKey
 from art_core.testing.adapter import AdapterShape
 from art_core.testing.promise import promised, refused
-from art_core.testing.shelf import Shelf, drop_optimizer
+from art_core.testing.shelf import Shelf, drop_optimizer, measured_anew
 from art_core.testing.store.bench import Maker, Objects, StoreCase, fetched
 
 
@@ -60,6 +61,22 @@ class StoreCommits(StoreCase):
         await store.commit(other, shelf.stage(2, AdapterShape(2)))
         promised([each.step for each in await store.list(run)] == [1], "committing to one run changes no other")
 
+    async def test_names_that_are_nearly_the_same_are_different_runs(
+        self, store: CheckpointStore, run: RunKey, shelf: Shelf
+    ) -> None:
+        """Names are any text: case, the form of a letter, spaces, signs, and where a name ends tell runs apart."""
+        keys, told = _nearly_the_same(f"É a_b {run.run[-12:]}"), "a run is no other one whose name is nearly the same"
+        entries = []
+        for seed, key in enumerate(keys):
+            try:
+                entries.append(await store.commit(key, shelf.beside(key.run).stage(1, AdapterShape(seed))))
+            except CommitConflictError as error:
+                promised(False, told, error)
+        for key, entry in zip(keys, entries, strict=True):
+            promised(list(await store.list(key)) == [entry], told, key)
+        found = [each for each in await store.runs() if each in keys]
+        promised(found == sorted(keys), "runs names every run once, sorted", found)
+
     async def test_the_list_is_by_rising_step(self, store: CheckpointStore, run: RunKey, shelf: Shelf) -> None:
         """`list` gives the checkpoints by rising step, whatever order they were committed in."""
         steps = [2, 10, 0, 9, 12345, 1]
@@ -76,6 +93,14 @@ class StoreCommits(StoreCase):
         second = await store.commit(run, shelf.stage(1, AdapterShape(1)))
         promised(second == first, "the same content again is what stands", second)
         promised(list(await store.list(run)) == [first], "a repeated commit adds nothing")
+
+    async def test_a_retry_that_measured_something_else_returns_what_stands(
+        self, store: CheckpointStore, run: RunKey, shelf: Shelf
+    ) -> None:
+        """Metrics and versions are no content (`content_key`): a commit that differs in them alone is the same."""
+        first = await store.commit(run, shelf.stage(1, AdapterShape(1)))
+        second = await store.commit(run, measured_anew(shelf.stage(1, AdapterShape(1))))
+        promised(second == first, "the same content with other metrics is what stands", second)
 
     async def test_other_content_at_a_step_is_refused(
         self, store: CheckpointStore, run: RunKey, shelf: Shelf, tmp_path: Path
@@ -122,6 +147,12 @@ class StoreCommits(StoreCase):
         promised(entry.dropped == {OPTIMIZER}, "what was dropped here is dropped there", entry.dropped)
         promised(list(await store.list(run)) == [entry], "a checkpoint without optimizer state is whole")
         await fetched(store, run, entry, tmp_path / "fetched")
+
+
+def _nearly_the_same(name: str) -> list[RunKey]:
+    runs = [name, name.lower(), unicodedata.normalize("NFD", name), name + " ", name + "0", name[:-1]]
+    runs += [name.replace(" ", "_"), name.replace("_", " "), name.replace(" ", "%20"), name.replace(" ", "+")]
+    return [RunKey("p-q", each) for each in runs] + [RunKey("p", f"q-{name}"), RunKey("P-q", name)]
 
 
 def _damage(directory: Path, damage: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import time
+from collections.abc import Awaitable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from art_core.testing.adapter import AdapterShape
 from art_core.testing.condition import LONGEST_S
 from art_core.testing.promise import need, promised
 from art_core.testing.shelf import Shelf
-from art_core.testing.store.bench import Maker, Objects, StoreCase, added, is_whole
+from art_core.testing.store.bench import Maker, Objects, StoreCase, added, fetched, is_whole
 
 COMMITTERS = 8
 KILLS = 6
@@ -62,6 +63,20 @@ class StoreRaces(StoreCase):
         kinds = [type(each).__name__ for each in outcomes]
         promised(kinds == ["StoreEntry", *["CommitConflictError"] * 2], "the first committer wins", kinds)
 
+    async def test_calls_under_way_at_once_keep_apart(
+        self, store: CheckpointStore, run: RunKey, shelf: Shelf, tmp_path: Path
+    ) -> None:
+        """Different calls may be under way at once on one store: each does what it would do alone."""
+        entries = await asyncio.gather(*(store.commit(run, shelf.stage(each, AdapterShape(each))) for each in range(6)))
+        promised([each.step for each in entries] == [*range(6)], "commits at once return each its own", entries)
+        calls: list[Awaitable[object]] = [store.delete(run, [0, 1, 2], [5]), store.drop_optimizer(run, [3])]
+        calls += [fetched(store, run, entries[step], tmp_path / str(step)) for step in (4, 5)]
+        listing = asyncio.gather(*(_listing(store, run) for _ in range(3)))
+        await asyncio.gather(*calls)
+        seen = set.intersection(*await listing)
+        promised({3, 4, 5} <= seen, "a list beside other calls has every whole checkpoint", seen)
+        promised([each.step for each in await store.list(run)] == [3, 4, 5], "afterwards it is as if one by one")
+
     async def test_a_killed_committer_leaves_a_whole_checkpoint_or_none(
         self, store: CheckpointStore, make: Maker, run: RunKey, shelf: Shelf, objects: Objects, tmp_path: Path
     ) -> None:
@@ -82,6 +97,11 @@ class StoreRaces(StoreCase):
         await store.delete(run, range(KILLS), [])
         await store.sweep(run, 0.0)
         promised(not added(objects, before), "sweep removes what killed commits left", added(objects, before))
+
+
+async def _listing(store: CheckpointStore, run: RunKey) -> set[int]:
+    seen = [{each.step for each in await store.list(run)} for _ in range(4)]
+    return set.intersection(*seen)
 
 
 async def _race(make: Maker, run: RunKey, staged: list[Checkpoint]) -> list[StoreEntry | BaseException]:

@@ -73,7 +73,8 @@ class WandbClient:
 
     async def held(self, run: RunKey) -> dict[int, Held]:
         """A run's steps to all that there is of each, by rising step."""
-        adapters, states = await self.versions(run, "lora"), await self.versions(run, "optimizer")
+        states = await self.versions(run, "optimizer")  # first: an adapter is marked before its state goes
+        adapters = await self.versions(run, "lora")
         return {step: Held(adapters.get(step, ()), states.get(step, ())) for step in sorted(adapters | states)}
 
     async def add(self, run: RunKey, upload: Upload) -> Version:

@@ -1,4 +1,4 @@
-"""The file store, but `fetch` copies without looking at the bytes."""
+"""The file store, but it is careless: bytes are not looked at, nor is the case of names; see the class."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import pytest
 from art_core.builtin.file import FileStoreOptions
 from art_core.capability import FULL, Capabilities, Capability
 from art_core.checkpoint import Checkpoint, read_manifest
+from art_core.errors import CommitConflictError
 from art_core.file_store import FileStore
 from art_core.local_store import read_step
 from art_core.part import StorePart
+from art_core.protocols.store import StoreEntry
+from art_core.run import RunDirectory
 from art_core.run_key import RunKey
 from art_core.testing import DirectoryObjects, StoreConformance
 
 
-class TrustingStore(FileStore):
-    """Copies whatever stands there, once it has been seen to be whole."""
+class CarelessStore(FileStore):
+    """Gives out what stands there, tells no names apart by case, wants retries to measure the same, sweeps too much."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -32,12 +35,25 @@ class TrustingStore(FileStore):
         shutil.copytree(place, directory)
         return Checkpoint(directory, read_manifest(directory))
 
+    def _directory(self, run: RunKey) -> RunDirectory:
+        return super()._directory(RunKey(run.project, run.run.lower()))
 
-def create(options: FileStoreOptions) -> TrustingStore:
-    return TrustingStore(Path(str(options.url)))
+    async def commit(self, run: RunKey, checkpoint: Checkpoint) -> StoreEntry:
+        entry = await super().commit(run, checkpoint)
+        if entry.manifest != checkpoint.manifest:
+            raise CommitConflictError("it is not the same in every respect", step=entry.step)
+        return entry
+
+    async def sweep(self, run: RunKey, older_than_s: float) -> int:
+        incomplete = [each.step for each in await self.list(run) if each.dropped]
+        return len(await self.delete(run, incomplete, [])) + await super().sweep(run, older_than_s)
 
 
-class TestTrustingStore(StoreConformance):
+def create(options: FileStoreOptions) -> CarelessStore:
+    return CarelessStore(Path(str(options.url)))
+
+
+class TestCarelessStore(StoreConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def part(cls) -> StorePart:
