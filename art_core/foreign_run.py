@@ -34,12 +34,13 @@ def foreign_steps(run: Path) -> Sequence[int]:
     with disk.disk_errors(f"read {run}"):
         if (run / "run.json").exists() or not checkpoints.is_dir():
             return []
-        return sorted(int(path.name) for path in checkpoints.iterdir() if is_foreign(path))
+        return sorted({int(path.name) for path in checkpoints.iterdir() if is_foreign(path)})
 
 
 def foreign_step(run: Path, step: int) -> Path:
-    """Where a foreign run keeps a step."""
-    return next(path for path in (run / "checkpoints").iterdir() if path.name.isdecimal() and int(path.name) == step)
+    """Where a foreign run keeps a step; of several names of one number, the one with four digits."""
+    found = [path for path in (run / "checkpoints").iterdir() if is_foreign(path) and int(path.name) == step]
+    return max(found, key=lambda path: (path.name == f"{step:04d}", path.name))
 
 
 def foreign_made_for(run: Path, step: int) -> tuple[str, LoRAConfig]:
@@ -57,6 +58,8 @@ def foreign_made_for(run: Path, step: int) -> tuple[str, LoRAConfig]:
     except CheckpointCorruptError as error:
         raise torn(run, step, error) from error
     modules = config.get("target_modules")
+    if isinstance(modules, list) and not all(isinstance(each, str) for each in modules):
+        raise torn(run, step, CheckpointCorruptError(f"{ADAPTER_CONFIG}: target_modules holds what is no name"))
     lora = LoRAConfig(config["r"], config["lora_alpha"], sorted(modules) if isinstance(modules, list) else None)
     return str(config.get("base_model_name_or_path")), lora
 
@@ -100,6 +103,7 @@ def is_foreign(path: Path) -> bool:
         path.name.isdecimal()
         and path.name.isascii()
         and path.is_dir()
+        and not path.is_symlink()
         and not (path / MANIFEST).exists()
         and any((path / name).exists() for name in FILES)
     )

@@ -151,5 +151,6 @@ DAMAGES: Mapping[str, Callable[[Path], object]] = {
     "no tensor file": lambda d: (d / ADAPTER).unlink(),
     "no adapter_config.json": lambda d: (d / ADAPTER_CONFIG).unlink(),
     "an adapter_config.json that is no JSON": lambda d: (d / ADAPTER_CONFIG).write_text("{"),
+    "an adapter_config.json of lists without end": lambda d: (d / ADAPTER_CONFIG).write_text("[" * 100_000),
 }
 """What is wrong with an adapter, and what makes it so in a directory."""

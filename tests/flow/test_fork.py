@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,10 @@ async def test_odd_things_in_a_reference_run_are_passed_over(tmp_path: Path, tin
         (checkpoints / name).mkdir()
     (checkpoints / "notes.txt").write_text("9")
     (checkpoints / "latest").symlink_to("0001")
+    shutil.copytree(checkpoints / "0001", tmp_path / "outside")
+    (checkpoints / "0009").symlink_to(tmp_path / "outside")
+    (checkpoints / "01").mkdir()  # the same number, and nothing of use
+    (checkpoints / "01" / ADAPTER).touch()
     before = snapshot(run)
     options = ("--path", str(tmp_path / "ours"), "--base-model", str(tiny_model))
     for asked, step in (("", 7), ("@1", 1), ("@0", 0)):
@@ -305,3 +310,6 @@ async def test_odd_things_in_a_reference_run_are_passed_over(tmp_path: Path, tin
     with pytest.raises(CheckpointNotFoundError, match="has no step 8; its steps: 0, 1, 7"):
         await fork("--from", f"{run}@8", "--run", "p/none", *options)
     assert snapshot(run) == before
+    (checkpoints / "7" / ADAPTER_CONFIG).write_text(json.dumps(config | {"target_modules": ["q_proj", 1]}))
+    with pytest.raises(CheckpointCorruptError, match=r"step 7 of .* target_modules holds what is no name"):
+        await fork("--from", str(run), "--run", "p/none", *options)
