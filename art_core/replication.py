@@ -64,6 +64,8 @@ class Replicator:
         self._worker: asyncio.Task[None] | None = None
         self._halted: RunError | None = None
         self._problem = ""
+        self.damaged: dict[int, CheckpointError] = {}
+        """Steps that could not be copied because they are damaged here, and how."""
 
     @property
     def lag(self) -> Lag:
@@ -127,7 +129,7 @@ class Replicator:
         """Wait until no more than so many steps wait to be copied.
 
         Args:
-            lag_steps: 0: every step is in the store.
+            lag_steps: 0: every step that is whole is in the store.
             timeout_s: Longest wait.
 
         Raises:
@@ -195,6 +197,7 @@ class Replicator:
         except CheckpointError as error:
             if stored.directory.is_dir():  # else it was deleted while it waited
                 _log.error("step %d is damaged here and can't be copied to the store: %s", stored.step, error)
+                self.damaged[stored.step] = error
 
     async def _resume(self) -> None:
         if self._halted is None:

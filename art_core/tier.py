@@ -130,10 +130,13 @@ class TieredStore:
 
         Raises:
             StoreUnavailableError: The store did not take it in time; it is safe here, and goes on being copied.
+            CheckpointError: It is damaged here, so that the store could not take it.
             StoreError: Copying has halted.
         """
         if self._replicator is not None and self._durable == "remote":
             await self._replicator.wait(0, self.timeouts.store_wait_s)
+            if self._steps and (error := self._replicator.damaged.get(max(self._steps))):
+                raise error
 
     async def delete(self, steps: Collection[int], protected: Collection[int]) -> Sequence[int]:
         """Delete steps here, and soon in the store; never a protected one.

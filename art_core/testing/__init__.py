@@ -25,6 +25,7 @@ from art_core.testing.store.bench import DirectoryObjects, Objects
 from art_core.testing.store.commit import StoreCommits
 from art_core.testing.store.copy import StoreCopies
 from art_core.testing.store.deletion import StoreDeletions
+from art_core.testing.store.name import StoreNames
 from art_core.testing.store.race import StoreRaces
 from art_core.testing.trainer.handover import TrainerHandovers
 from art_core.testing.trainer.parity import TrainerParity
@@ -52,6 +53,7 @@ __all__ = [
     "StoreConformance",
     "StoreCopies",
     "StoreDeletions",
+    "StoreNames",
     "StoreRaces",
     "TrainerConformance",
     "TrainerHandovers",
@@ -76,7 +78,7 @@ class TrainerConformance(
     """Every promise of `art_core.protocols.trainer`. Fixtures: `part`, `base_model`; `options` has a default."""
 
 
-class StoreConformance(StoreRaces, StoreDeletions, StoreCopies, StoreCommits):
+class StoreConformance(StoreRaces, StoreDeletions, StoreCopies, StoreNames, StoreCommits):
     """Every promise of `art_core.protocols.store`. Fixtures: `part`, `objects`; `options` has a default."""
 
 

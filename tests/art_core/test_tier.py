@@ -358,6 +358,20 @@ async def test_a_step_that_is_damaged_here_holds_up_no_other(
         assert "step 0 is damaged here and can't be copied" in caplog.text
 
 
+async def test_durable_remote_says_that_a_step_is_damaged_here(machine: Machine, remote: FaultyStore) -> None:
+    store = machine(durable="remote")
+    await store.open("tiny")
+    remote.gate.clear()
+    stored = await commit(store, 0)
+    (stored.directory / ADAPTER).write_bytes(b"x")
+    remote.gate.set()
+    with pytest.raises(CheckpointCorruptError, match=ADAPTER):
+        await store.settle()
+    await commit(store, 1)
+    await store.settle()
+    assert await held(remote) == [1]
+
+
 def test_a_program_that_runs_one_event_loop_after_another(tmp_path: Path) -> None:
     run = RunDirectory.create_or_open(tmp_path / "one", "p", "r", "tiny", LoRAConfig())
     remote = FileStore(tmp_path / "remote")

@@ -1,9 +1,8 @@
-"""What a store promises of `check`, `runs`, `commit` and `list`."""
+"""What a store promises of `check`, `commit` and `list`."""
 
 from __future__ import annotations
 
 import os
-import unicodedata
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,11 @@ from art_core.run_key import RunKey
 from art_core.testing.adapter import AdapterShape
 from art_core.testing.promise import promised, refused
 from art_core.testing.shelf import Shelf, drop_optimizer, measured_anew
-from art_core.testing.store.bench import Maker, Objects, StoreCase, fetched
+from art_core.testing.store.bench import Objects, StoreCase, fetched
 
 
 class StoreCommits(StoreCase):
-    """Tests of `check`, `runs`, `commit` and `list`."""
+    """Tests of `check`, `commit` and `list`."""
 
     async def test_a_committed_checkpoint_is_listed_and_can_be_fetched(
         self, store: CheckpointStore, run: RunKey, shelf: Shelf, tmp_path: Path
@@ -41,41 +40,6 @@ class StoreCommits(StoreCase):
         await store.commit(run, checkpoint)
         after = {path: path.read_bytes() for path in checkpoint.directory.iterdir()}
         promised(before == after, "commit leaves the local files as they are", [*after])
-
-    async def test_another_store_lists_the_same(
-        self, store: CheckpointStore, make: Maker, run: RunKey, shelf: Shelf
-    ) -> None:
-        """What is committed does not hang on the object that committed it; names may be any text."""
-        entry = await store.commit(run, shelf.stage(0, AdapterShape(1)))
-        again = make()
-        promised(list(await again.list(run)) == [entry], "another store lists the same")
-        promised(run in await again.runs(), "runs names every run, whatever its name", run)
-
-    async def test_runs_of_one_name_in_two_projects_are_two(
-        self, store: CheckpointStore, run: RunKey, shelf: Shelf
-    ) -> None:
-        """A run is its project and its name together."""
-        other = RunKey("other " + run.project, run.run)
-        await store.commit(run, shelf.stage(1, AdapterShape(1)))
-        promised(not await store.list(other), "a run of another project is another run")
-        await store.commit(other, shelf.stage(2, AdapterShape(2)))
-        promised([each.step for each in await store.list(run)] == [1], "committing to one run changes no other")
-
-    async def test_names_that_are_nearly_the_same_are_different_runs(
-        self, store: CheckpointStore, run: RunKey, shelf: Shelf
-    ) -> None:
-        """Names are any text: case, the form of a letter, spaces, signs, and where a name ends tell runs apart."""
-        keys, told = _nearly_the_same(f"É a_b {run.run[-12:]}"), "a run is no other one whose name is nearly the same"
-        entries = []
-        for seed, key in enumerate(keys):
-            try:
-                entries.append(await store.commit(key, shelf.beside(key.run).stage(1, AdapterShape(seed))))
-            except CommitConflictError as error:
-                promised(False, told, error)
-        for key, entry in zip(keys, entries, strict=True):
-            promised(list(await store.list(key)) == [entry], told, key)
-        found = [each for each in await store.runs() if each in keys]
-        promised(found == sorted(keys), "runs names every run once, sorted", found)
 
     async def test_the_list_is_by_rising_step(self, store: CheckpointStore, run: RunKey, shelf: Shelf) -> None:
         """`list` gives the checkpoints by rising step, whatever order they were committed in."""
@@ -147,12 +111,6 @@ class StoreCommits(StoreCase):
         promised(entry.dropped == {OPTIMIZER}, "what was dropped here is dropped there", entry.dropped)
         promised(list(await store.list(run)) == [entry], "a checkpoint without optimizer state is whole")
         await fetched(store, run, entry, tmp_path / "fetched")
-
-
-def _nearly_the_same(name: str) -> list[RunKey]:
-    runs = [name, name.lower(), unicodedata.normalize("NFD", name), name + " ", name + "0", name[:-1]]
-    runs += [name.replace(" ", "_"), name.replace("_", " "), name.replace(" ", "%20"), name.replace(" ", "+")]
-    return [RunKey("p-q", each) for each in runs] + [RunKey("p", f"q-{name}"), RunKey("P-q", name)]
 
 
 def _damage(directory: Path, damage: str) -> None:
