@@ -7,6 +7,7 @@ it is one look at each object that there is.
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import fsspec
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from fsspec.spec import AbstractFileSystem
 
-from art_core import file_record
+from art_core import disk, file_record
 from art_core.bucket import StoredObject
 from art_core.errors import ArtError, CapabilityError, ConfigError, StoreError, StoreUnavailableError
 from art_core.file_record import FileRecord
@@ -31,6 +32,9 @@ _MODIFIED = ("LastModified", "last_modified", "updated", "mtime", "modified", "c
 """What drivers call the time at which an object was written."""
 _FINAL = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError)
 """What does not pass by itself. Everything else may: fsspec has no word for it that all drivers share."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What a disk says, this machine's above all: a driver writes what it downloads by itself."""
 
 _memory = threading.RLock()
 """fsspec's own in-memory objects share a reading position, so that only one thread may use them."""
@@ -273,4 +277,6 @@ def _errors(what: str) -> Iterator[None]:
     except _FINAL as error:
         raise StoreError(f"can't {what}: {type(error).__name__}: {error}") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise StoreError(f"can't {what}: {error}; {disk.advice(error)} and try again") from error
         raise StoreUnavailableError(f"can't {what}: {type(error).__name__}: {error}") from error

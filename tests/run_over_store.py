@@ -6,8 +6,9 @@ A machine is a root of runs; what is lost with it, or left undone by its end, th
 from __future__ import annotations
 
 import pickle
+import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from safetensors.numpy import save
 
 from art_core.checkpoint import ADAPTER, OPTIMIZER, Checkpoint, verify, write_manifest
 from art_core.config import LoRAConfig, Timeouts
-from art_core.errors import CheckpointCorruptError, CommitConflictError
+from art_core.errors import CheckpointCorruptError, CommitConflictError, StoreError, StoreUnavailableError
 from art_core.fork import ForkSource, ForkTarget, fork_checkpoint
 from art_core.local_store import LocalStore
 from art_core.protocols.store import CheckpointStore
@@ -25,6 +26,7 @@ from art_core.run import RunDirectory, run_path
 from art_core.run_key import RunKey
 from art_core.tier import TieredStore
 from art_core.transfer import fetched_source, pull
+from tests.faults.mount import PAGE_BYTES, filled, mounted
 from tests.staged import BASE, stage_step, write_step_files
 
 Stores = Callable[[], CheckpointStore]
@@ -34,6 +36,10 @@ HOSTILE: Mapping[str, bytes] = {
     "a header of a gigabyte": struct.pack("<Q", 1 << 30) + b"{}",
     "a NaN": save({"a": np.array([1.0, np.nan], np.float32)}),
 }
+
+
+LARGE_PAGES = 64
+"""Of an optimizer state that a full disk cuts in two."""
 
 
 class Machine:
@@ -116,3 +122,34 @@ class RunOverStore:
                     await fork_checkpoint(LocalStore(), fetched, target)
         left = [path for name in ("pulled", "forked") for path in (tmp_path / name).rglob("*") if path.is_file()]
         assert left == []
+
+    async def test_a_disk_that_is_full_while_a_step_comes(self, stores: Stores, key: RunKey, tmp_path: Path) -> None:
+        """A start and a pull each refuse and leave nothing behind; once there is room the same start goes on."""
+        source = RunDirectory(run_path(tmp_path / "source", key.project, key.run))
+        directory = source.stage()
+        write_step_files(directory, 0)
+        (directory / OPTIMIZER).write_bytes(save({"a": np.zeros(LARGE_PAGES * PAGE_BYTES // 4, np.float32)}))
+        made = write_manifest(directory, run=key.run, step=0, base_model=BASE)
+        await stores().commit(key, made)
+        with mounted(tmp_path / "disk", "-o", "size=4m") as disk:
+            machine = Machine(disk, key, stores())
+            for pages in (0, 1, LARGE_PAGES // 2, LARGE_PAGES + 1):
+                calls: list[Callable[[], Awaitable[object]]] = [
+                    lambda: machine.steps.open("tiny"),
+                    lambda: pull(stores(), key, 0, disk),
+                    lambda: stores().fetch(key, 0, disk / "fetched"),
+                ]
+                for call in calls:
+                    with (
+                        filled(disk, pages * PAGE_BYTES),
+                        pytest.raises(StoreError, match=r"No space left on device.*; free space") as caught,
+                    ):
+                        await call()
+                    assert not isinstance(caught.value, StoreUnavailableError)
+                assert list(machine.run.checkpoints.iterdir()) == []
+                shutil.rmtree(disk / "fetched")
+                await machine.steps.close()
+            restored = await machine.steps.open("tiny")
+            assert restored is not None and verify(restored.directory) == made.manifest
+            await machine.end()
+        assert [entry.manifest for entry in await stores().list(key)] == [made.manifest]

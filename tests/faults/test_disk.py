@@ -10,8 +10,6 @@ import errno
 import itertools
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,45 +24,13 @@ from art_core.step import StepConfig
 from art_core.testing.family import descendants
 from tests.faults.kill import refusing
 from tests.faults.life import groups, open_small
-
-PAGE_BYTES = 4096
+from tests.faults.mount import PAGE_BYTES, filled, free_bytes, mounted
 
 
 def listed(run: Path) -> list[int]:
     """The run's steps, every byte of each verified."""
     found = asyncio.run(LocalStore().list(run))
     return [verify(stored.directory, stored.manifest).step for stored in found]
-
-
-@contextmanager
-def mounted(path: Path, *options: str) -> Iterator[Path]:
-    """A file system in memory."""
-    path.mkdir(exist_ok=True)
-    command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"this user can't mount a file system: {done.stderr.strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
-def free_bytes(path: Path) -> int:
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
-
-
-@contextmanager
-def filled(path: Path, leave_bytes: int) -> Iterator[None]:
-    """A file takes all but so much of the disk."""
-    balloon = path / "balloon"
-    with balloon.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free_bytes(path) - leave_bytes)
-    try:
-        yield
-    finally:
-        balloon.unlink()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS], ids=lambda number: errno.errorcode[number])
