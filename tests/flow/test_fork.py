@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import art
 from art.local import LocalBackend
-from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER, verify
+from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER, PROBE, verify
 from art_core.cli.program import app
 from art_core.errors import CheckpointCorruptError, CheckpointNotFoundError, ConfigError
 from art_core.file_store import FileStore
@@ -112,6 +112,43 @@ async def test_what_is_forked_is_what_is_served_before_and_after_registering(tra
         with pytest.raises(ConfigError, match="whose newest step is 2; allowed once it is registered"):
             await door._experimental_fork_checkpoint(after, "old")
         assert await after.get_step() == 2
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+
+
+def swap(directory: Path, other: Path, name: str) -> None:
+    """A file of another step, whole in itself and of the same size."""
+    data = (other / name).read_bytes()
+    assert len(data) == (directory / name).stat().st_size
+    (directory / name).write_bytes(data)
+
+
+@pytest.mark.heavy
+async def test_a_damaged_step_is_not_forked_into_a_registered_model(
+    trained: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Whatever byte it is, the file is named, nothing is left behind, and what was served is served as before."""
+    damages = [(name, lambda of, name=name: flip(of / name)) for name in (ADAPTER, ADAPTER_CONFIG, OPTIMIZER, PROBE)]
+    damages += [(name, lambda of, name=name: swap(of, of.with_name("0002"), name)) for name in (ADAPTER, OPTIMIZER)]
+    new = model("registered", tiny_model)
+    async with backend(tmp_path) as door:
+        await new.register(door)
+        before, said = served(door, new), await says(new)
+        for number, (name, damage) in enumerate(damages):
+            source = tmp_path / f"source {number}"
+            shutil.copytree(trained / "p/models/old", source / "p/models/old")
+            damage(checkpoint(source, 1))
+            with pytest.raises(CheckpointCorruptError, match=rf"(?s)step 1 can't be forked: .*{name}"):
+                await door._experimental_fork_checkpoint(new, "old", from_path=source, not_after_step=1)
+            assert served(door, new) == before and await new.get_step() == 0
+            assert [path.name for path in (tmp_path / "p/models/registered/checkpoints").iterdir()] == ["0000"]
+        assert await says(new) == pytest.approx(said, abs=1e-4)
+        await door._experimental_fork_checkpoint(new, "old", from_path=trained, not_after_step=1)
+        assert served(door, new) == (1, digest(checkpoint(trained, 1) / ADAPTER))
 
 
 async def fork(*arguments: str) -> Any:

@@ -108,6 +108,7 @@ async def test_a_publication_gives_the_step_its_alias_back(
     assert json.loads(version.metadata)["art.deployed"] is True
 
 
+@pytest.mark.heavy
 async def test_of_a_deleted_step_no_version_that_was_beaten_comes_to_count(
     server: WandbServer, store: WandbStore, run: RunKey, tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ async def test_of_a_deleted_step_no_version_that_was_beaten_comes_to_count(
     assert await store.list(run) == []
 
 
+@pytest.mark.heavy
 async def test_a_run_that_was_deleted_in_wandb_is_told_so(
     server: WandbServer, store: WandbStore, run: RunKey, tmp_path: Path
 ) -> None:

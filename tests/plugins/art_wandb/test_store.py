@@ -280,10 +280,8 @@ async def test_the_process_is_killed_at_every_removal(
     assert len(server.record.versions(run.project, optimizer_name(run.run))) == len(kept) - len(dropped)
 
 
-@pytest.mark.parametrize(
-    ("status", "error"),
-    [(401, StoreError), pytest.param(503, StoreUnavailableError, marks=pytest.mark.heavy)],
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize(("status", "error"), [(401, StoreError), (503, StoreUnavailableError)])
 async def test_every_call_tells_what_may_pass_and_loses_nothing(
     server: WandbServer, store: WandbStore, run: RunKey, tmp_path: Path, status: int, error: type[StoreError]
 ) -> None:
