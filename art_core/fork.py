@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from art_core.adapter_file import read_adapter_config
 from art_core.base_model import base_digest
 from art_core.checkpoint import (
+    ADAPTER_CONFIG,
     DROPPABLE,
     DROPPED,
     Checkpoint,
@@ -144,13 +146,35 @@ async def find_checkpoint(store: LocalStore, source: ForkSource) -> StoredCheckp
     return found[-1]
 
 
+def made_for(
+    source: ForkSource, original: StoredCheckpoint, target_modules: Sequence[str] | None
+) -> tuple[str, LoRAConfig]:
+    """The base model's name and the adapter's shape that a run was made with.
+
+    Args:
+        source: The run. Where it was copied out of a store it has checkpoints alone, and its step says it.
+        original: Its step.
+        target_modules: Those of the run that is started: a checkpoint does not say which a run was made with.
+
+    Raises:
+        CheckpointCorruptError: The step does not say it so that it can be used.
+        StoreError: The run's own record is damaged.
+    """
+    run = RunDirectory(run_path(source.root, source.project, source.run))
+    if (run.path / "run.json").exists():
+        record = run.record()
+        return record.base_model, record.lora
+    shape = read_adapter_config(original.directory / ADAPTER_CONFIG)
+    return original.manifest.base_model.name, LoRAConfig(shape["r"], shape["lora_alpha"], target_modules)
+
+
 def _require_same(source: ForkSource, original: StoredCheckpoint, target: ForkTarget) -> None:
     """Refuse another base model or adapter shape; base models are compared by content where the target's is local."""
-    made = RunDirectory(run_path(source.root, source.project, source.run)).record()
-    base, directory = ("base model", made.base_model, target.base_model), Path(target.resolved_model)
+    named, lora = made_for(source, original, target.lora.target_modules)
+    base, directory = ("base model", named, target.base_model), Path(target.resolved_model)
     if directory.is_dir():
         base = ("base model digest", original.manifest.base_model.digest, base_digest(directory))
-    for what, before, now in (base, *shape_fields(made.lora, target.lora)):
+    for what, before, now in (base, *shape_fields(lora, target.lora)):
         if before != now:
             raise ConfigError(
                 f"run {source.run!r} was made with {what} {before!r}, this model has {now!r}; "

@@ -81,14 +81,16 @@ class RunDirectory:
         self._lock_fd: int | None = None
 
     @classmethod
-    def create_or_open(cls, root: Path, project: str, run: str, base_model: str, lora: LoRAConfig) -> Self:
+    def create_or_open(
+        cls, root: Path, project: str, run: str, base_model: str | None = None, lora: LoRAConfig | None = None
+    ) -> Self:
         """Take the run's lock, make its directory or check that it was made for the same, remove what dead ones left.
 
         Args:
             root: Directory of all projects; made if absent.
             project: Project name.
             run: Run name, unique in the project.
-            base_model: The base model as the user gave it.
+            base_model: The base model as the user gave it; None: the run is there and is only held, as it is.
             lora: The adapter's shape.
 
         Raises:
@@ -101,13 +103,15 @@ class RunDirectory:
         refuse_foreign(path)
         opened = cls(path)
         with disk.disk_errors(f"open run {run!r}"):
-            for directory in (opened.checkpoints, opened.log_directory, path / "trajectories"):
+            places = (opened.checkpoints, opened.log_directory, path / "trajectories")
+            for directory in places if base_model is not None else ():
                 disk.make_directory(directory)
             try:
                 opened._lock()
-                opened._identify(
-                    RunRecord(project=project, run=run, base_model=base_model, lora=lora, created_at=datetime.now(UTC))
-                )
+                if base_model is not None:
+                    now, lora = datetime.now(UTC), lora or LoRAConfig()
+                    wanted = RunRecord(project=project, run=run, base_model=base_model, lora=lora, created_at=now)
+                    opened._identify(wanted)
                 opened._sweep()
             except BaseException:
                 opened.close()

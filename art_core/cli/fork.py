@@ -102,16 +102,15 @@ def _number(step: str) -> int | None:
 
 async def _fork(root: Path, old: RunKey, step: int | None, store: str | None, wanted: _Wanted) -> StoredCheckpoint:
     from art_core.foreign_run import foreign_made_for, foreign_steps
-    from art_core.fork import ForkSource
+    from art_core.fork import ForkSource, find_checkpoint, made_for
+    from art_core.local_store import LocalStore
     from art_core.run import RunDirectory, run_path
     from art_core.transfer import adopted_source, fetched_source, find
 
     source, path = ForkSource(root, old.project, old.run, step), run_path(root, old.project, old.run)
     if store is not None:
         opened = store_of(store)
-        entry = await find(
-            opened, old, step
-        )  # before anything is fetched: what is fetched is the newest up to the step
+        entry = await find(opened, old, step)  # before anything is fetched, which may be an earlier step
         with ByteBar(f"fetching {old}") as bar:
             async with fetched_source(opened, source, None, bar.comes) as fetched:
                 bar.add(entry.size_bytes)
@@ -124,5 +123,5 @@ async def _fork(root: Path, old: RunKey, step: int | None, store: str | None, wa
         base_model, lora = foreign_made_for(path, steps[-1] if step is None else step)
         async with adopted_source(source, await wanted.target(base_model, lora)) as adopted:
             return await wanted.fork(adopted, base_model, lora, step)
-    made = RunDirectory(path).record()
-    return await wanted.fork(source, made.base_model, made.lora, step)
+    base_model, lora = made_for(source, await find_checkpoint(LocalStore(), source), None)
+    return await wanted.fork(source, base_model, lora, step)

@@ -161,9 +161,7 @@ def _plan(retention: Retention, run: RunKey, root: Path, steps: Collection[int])
 def _held(run: RunKey, root: Path) -> Iterator[RunDirectory]:
     from art_core.run import RunDirectory
 
-    path = find_own_run(root, str(run))
-    record = RunDirectory(path).record()
-    directory = RunDirectory.create_or_open(path.parents[2], run.project, run.run, record.base_model, record.lora)
+    directory = RunDirectory.create_or_open(find_own_run(root, str(run)).parents[2], run.project, run.run)
     try:
         yield directory
     finally:

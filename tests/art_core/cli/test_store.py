@@ -165,6 +165,28 @@ def test_a_run_of_another_backend_is_known_for_what_it_is(tmp_path: Path) -> Non
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("where", ["pulled", "a store's own directory"])
+def test_a_run_of_checkpoints_alone_is_pruned_and_forked_like_any(root: Path, tmp_path: Path, where: str) -> None:
+    """Neither has a ``run.json``, and none is made up: what it was made for a program will say."""
+    run(root, "push", "--run", "p/r", "--store", (tmp_path / "store").as_uri())
+    place = tmp_path / "store"
+    if where == "pulled":
+        place = tmp_path / "fresh"
+        for step in range(5):
+            store = ("--store", (tmp_path / "store").as_uri())
+            assert run(place, "pull", "--run", "p/r", *store, "--step", str(step)).exit_code == 0
+    assert data(place, "delete", "--run", "p/r", "--step", "0")["deleted"] == [0]
+    assert data(place, "gc", "--run", "p/r", "--keep", "latest=2")["deleted"] == [1, 2]
+    assert steps(place) == [3, 4] and not (place / "p/models/r/run.json").exists()
+    forked = data(place, "fork", "--from", "p/r@3", "--run", "p/new")
+    assert forked["manifest"]["origin"] == "p/r@3" and verify(Path(forked["directory"])).step == 3
+    elsewhere = data(tmp_path / "other", "fork", "--from", str(place / "p/models/r"), "--run", "q/new")
+    assert verify(Path(elsewhere["directory"])).step == 4
+    holder = RunDirectory.create_or_open(place, "p", "r", "tiny", LoRAConfig())
+    assert isinstance(run(place, "gc", "--run", "p/r").exception, RunLockedError)
+    holder.close()
+
+
 async def test_nothing_is_pulled_into_a_run_of_another_backend(tmp_path: Path) -> None:
     held = tmp_path / "store/p/models/r"
     await LocalStore().commit(held, stage_step(held, 7))
