@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from art_core.checkpoint import Checkpoint, StoredCheckpoint
+from art_core.checkpoint import Checkpoint, StoredCheckpoint, verify
 from art_core.errors import CheckpointError, RunError, StoreError, StoreUnavailableError
 from art_core.loop_thread import LoopThread
 from art_core.protocols.store import CheckpointStore, StoreEntry
@@ -194,10 +194,19 @@ class Replicator:
     async def _copy(self, stored: StoredCheckpoint) -> None:
         try:
             await self._store.commit(self._run, Checkpoint(stored.directory, stored.manifest))
+        except CheckpointError:
+            if stored.directory.is_dir() and not await asyncio.to_thread(self._is_damaged, stored):
+                raise  # it is whole here, so this is about what the store holds
+
+    def _is_damaged(self, stored: StoredCheckpoint) -> bool:
+        """Whether a step's files here are not as its manifest says; then it holds up no other."""
+        try:
+            verify(stored.directory, stored.manifest)
         except CheckpointError as error:
-            if stored.directory.is_dir():  # else it was deleted while it waited
-                _log.error("step %d is damaged here and can't be copied to the store: %s", stored.step, error)
-                self.damaged[stored.step] = error
+            _log.error("step %d is damaged here and can't be copied to the store: %s", stored.step, error)
+            self.damaged[stored.step] = error
+            return True
+        return False
 
     async def _resume(self) -> None:
         if self._halted is None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from art_core import disk
 from art_core.adapter_file import read_adapter_config
 from art_core.base_model import UNKNOWN_DIGEST, BaseIdentity, base_digest
 from art_core.checkpoint import ADAPTER_CONFIG, Checkpoint, StoredCheckpoint, write_manifest
@@ -19,7 +20,7 @@ from art_core.file_record import copy
 from art_core.foreign_run import FILES, foreign_step, foreign_steps, refuse_foreign, torn
 from art_core.fork import ForkSource, ForkTarget
 from art_core.intake import require_arrays
-from art_core.local_store import LocalStore
+from art_core.local_store import LocalStore, in_thread, make_empty
 from art_core.protocols.store import CheckpointStore, StoreEntry, content_key
 from art_core.run import RunDirectory, run_path
 from art_core.run_key import RunKey
@@ -115,6 +116,44 @@ async def pull(
         return await LocalStore().commit(directory.path, checkpoint)
     finally:
         directory.discard(staged)
+
+
+async def pull_copy(
+    store: CheckpointStore, run: RunKey, step: int | None, directory: Path, comes: Comes = _unwatched
+) -> Path:
+    """Copy a step out of a store into a directory of one's own, verified; where that fails nothing is left in it.
+
+    Args:
+        store: Where from.
+        run: Which run.
+        step: None: the newest.
+        directory: Made if absent; must be empty.
+        comes: Told where the copy comes to be.
+
+    Returns:
+        The directory.
+
+    Raises:
+        CheckpointNotFoundError: The store has no such step.
+        CheckpointCorruptError: A file differs from the manifest, is no array file, or not finite.
+        StoreError: The store or the system refuses, or the directory is not empty.
+    """
+    entry = await find(store, run, step)
+    with disk.disk_errors(f"fetch step {entry.step}"):
+        await asyncio.to_thread(make_empty, directory)
+    try:
+        comes(entry, directory)
+        await asyncio.to_thread(require_arrays, await store.fetch(run, entry.step, directory))
+    except BaseException:
+        await in_thread(_empty, directory)
+        raise
+    return directory
+
+
+def _empty(directory: Path) -> None:
+    with disk.disk_errors(f"remove what was fetched into {directory}"):
+        for path in directory.iterdir():
+            disk.remove(path)
 
 
 async def held(store: CheckpointStore, run: RunKey) -> Sequence[StoreEntry]:

@@ -25,7 +25,7 @@ from art_core.retention import Retention
 from art_core.run import RunDirectory, run_path
 from art_core.run_key import RunKey
 from art_core.tier import TieredStore
-from art_core.transfer import fetched_source, pull
+from art_core.transfer import fetched_source, pull, pull_copy
 from tests.faults.mount import PAGE_BYTES, filled, mounted
 from tests.staged import BASE, stage_step, write_step_files
 
@@ -116,11 +116,15 @@ class RunOverStore:
             assert list(machine.run.checkpoints.iterdir()) == [], what
             with pytest.raises(CheckpointCorruptError, match=ADAPTER):
                 await pull(stores(), key, step, tmp_path / "pulled")
+            with pytest.raises(CheckpointCorruptError, match=ADAPTER):
+                await pull_copy(stores(), key, step, tmp_path / "copied")
             target = ForkTarget(tmp_path / "forked", key.project, "new", "tiny", "tiny", LoRAConfig())
             with pytest.raises(CheckpointCorruptError, match=ADAPTER):
                 async with fetched_source(stores(), ForkSource(tmp_path, key.project, key.run), None) as fetched:
                     await fork_checkpoint(LocalStore(), fetched, target)
-        left = [path for name in ("pulled", "forked") for path in (tmp_path / name).rglob("*") if path.is_file()]
+        left = [
+            path for name in ("pulled", "copied", "forked") for path in (tmp_path / name).rglob("*") if path.is_file()
+        ]
         assert left == []
 
     async def test_a_disk_that_is_full_while_a_step_comes(self, stores: Stores, key: RunKey, tmp_path: Path) -> None:

@@ -51,15 +51,13 @@ def push(
 
 
 async def _pull(store: str, run: RunKey, step: int | None, to: Path, into_run: bool, bar: ByteBar) -> Path:
-    from art_core.transfer import find
     from art_core.transfer import pull as pull_step
+    from art_core.transfer import pull_copy
 
     opened = store_of(store)
     if into_run:
         return (await pull_step(opened, run, step, to, bar.comes)).directory
-    entry = await find(opened, run, step)
-    bar.comes(entry, to)
-    return (await opened.fetch(run, entry.step, to)).directory
+    return await pull_copy(opened, run, step, to, bar.comes)
 
 
 async def _push(store: str, run: str, steps: list[int] | None, root: Path) -> list[int]:

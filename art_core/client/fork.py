@@ -20,7 +20,7 @@ from art_core.model_source import resolve_base_model
 from art_core.protocols.store import CheckpointStore
 from art_core.run import run_path
 from art_core.run_key import RunKey
-from art_core.transfer import adopted_source, fetched_source, find, pull, push
+from art_core.transfer import adopted_source, fetched_source, pull, pull_copy, push
 
 
 class ForkArgs(TypedDict, total=False):
@@ -236,7 +236,7 @@ async def pull_model(root: Path, bucket: Bucket, model: Model[Any], options: Pul
         store, run = bucket(name, options.get("prefix") or ""), RunKey(model.project, model.run_name)
         if copy is None:
             return (await pull(store, run, step, root)).directory
-        return (await store.fetch(run, (await find(store, run, step)).step, Path(copy))).directory
+        return await pull_copy(store, run, step, Path(copy))
     stored = await find_checkpoint(LocalStore(), ForkSource(root, model.project, model.run_name, step))
     if step not in (None, stored.step):
         raise CheckpointNotFoundError(

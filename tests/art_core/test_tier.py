@@ -358,6 +358,21 @@ async def test_a_step_that_is_damaged_here_holds_up_no_other(
         assert "step 0 is damaged here and can't be copied" in caplog.text
 
 
+async def test_a_step_that_is_whole_here_and_damaged_there_halts_copying(machine: Machine, remote: FaultyStore) -> None:
+    """It is no damage here, so it is not passed over."""
+    store = machine()
+    await store.open("tiny")
+    remote.errors.extend([CheckpointCorruptError("its manifest there was changed")] * 2)
+    await commit(store, 0)
+    with pytest.raises(CheckpointCorruptError, match="its manifest there was changed"):
+        async with asyncio.timeout(LONGEST_S):
+            while True:
+                await store.ready()
+    await store.ready()
+    await copied(store)
+    assert await held(remote) == [0]
+
+
 async def test_durable_remote_says_that_a_step_is_damaged_here(machine: Machine, remote: FaultyStore) -> None:
     store = machine(durable="remote")
     await store.open("tiny")

@@ -67,6 +67,8 @@ def test_push_list_verify_show_and_pull(root: Path, tmp_path: Path) -> None:
         assert verify(Path(done["directory"])).step == step
     copy = data(root, "pull", "--run", "p/r", *store, "--to", str(tmp_path / "copy"))
     assert verify(Path(copy["directory"])).step == 4
+    again = run(root, "pull", "--run", "p/r", *store, "--to", str(tmp_path / "copy"))
+    assert "is not empty" in str(again.exception) and verify(tmp_path / "copy").step == 4
     missing = run(root, "pull", "--run", "p/r", *store, "--step", "9")
     assert isinstance(missing.exception, CheckpointNotFoundError)
     assert "no step 9 of run p/r; its steps: 0, 1, 2, 3, 4" in str(missing.exception)
