@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -200,3 +202,33 @@ async def test_errors_are_told_apart_and_lose_nothing(
     await far.commit(KEY, stage_step(tmp_path / KEY.run, 2))
     gc.collect()
     assert "never retrieved" not in caplog.text, "of several uploads that fail the first one is told, once"
+
+
+async def test_a_driver_that_does_not_say_when_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of ftp: a lease could not tell a mark that was left from one of somebody at work."""
+
+    def find(self: FailingFileSystem, path: str, **_: Any) -> Any:
+        found = MemoryFileSystem.find(self, path, detail=True)
+        return {name: {"name": name, "size": info["size"], "type": info["type"]} for name, info in found.items()}
+
+    fsspec.register_implementation("failing", FailingFileSystem, clobber=True)
+    monkeypatch.setattr(FailingFileSystem, "find", find)
+    with pytest.raises(StoreError, match=r"does not say when .* was written; use another store"):
+        await store(f"failing://{uuid.uuid4().hex}", single_writer=True).check()
+
+
+async def test_a_driver_with_one_connection_is_called_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met, uploads = threading.Barrier(2), []
+
+    def put_file(self: FailingFileSystem, lpath: str, rpath: str, **_: Any) -> None:
+        uploads.append(rpath)
+        with suppress(threading.BrokenBarrierError):
+            met.wait(timeout=0.3)
+        MemoryFileSystem.put_file(self, lpath, rpath)
+
+    fsspec.register_implementation("failing", FailingFileSystem, clobber=True)
+    monkeypatch.setattr(FailingFileSystem, "put_file", put_file)
+    await store(f"failing://{uuid.uuid4().hex}").commit(KEY, stage_step(tmp_path / KEY.run, 1))
+    assert len(uploads) == 4 and met.broken, "two uploads were under way at once"
