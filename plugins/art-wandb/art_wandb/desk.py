@@ -15,7 +15,7 @@ from art_wandb.artifact import Content, Shelf
 from art_wandb.failure import wandb_errors
 from art_wandb.run import SETTINGS, Place, Runs
 
-API_S = 60
+API_S = 30
 """A question to the server that takes longer, with all tries of the SDK's, is given up."""
 
 ONLINE = ("online", "run", "shared")

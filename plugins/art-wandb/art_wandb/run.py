@@ -109,6 +109,8 @@ SETTINGS: Mapping[str, Any] = {
     # who waits for us tries again by himself
     "finish_timeout": FINISH_S,
     "init_timeout": INIT_S,
+    # a program that is killed has not sent more than this many last seconds of what it was told of
+    "x_file_stream_transmit_interval": 2.0,
     "x_file_transfer_retry_max": 1,
     "x_file_transfer_retry_wait_max_seconds": 2.0,
     "x_graphql_retry_max": 1,
