@@ -56,7 +56,7 @@ class Completions:
             return
         try:
             payload = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             await failure(400, f"the body is not JSON: {error}", "invalid_json")(scope, receive, send)
             return
         if not isinstance(payload, dict) or not isinstance(payload.get("model"), str):

@@ -33,7 +33,8 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 from art_core.base_model import BaseIdentity, ModelInfo
-from art_core.checkpoint import Manifest, StoredCheckpoint
+from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, Manifest, StoredCheckpoint
+from art_core.file_record import FileRecord
 from art_core.gateway import Gateway
 from art_core.policy import Proof, ProofKind, PublishedPolicy
 from art_core.protocols.engine import Endpoint
@@ -176,7 +177,8 @@ def main() -> None:
         base_url = f"http://127.0.0.1:{int(engine.stdout.readline())}"
         identity = BaseIdentity(name="scripted", digest="0")
         route = RouteTable("agent", "base")
-        stored = StoredCheckpoint(Path("/nowhere"), Manifest(run="run", step=1, base_model=identity, files={}))
+        files = dict.fromkeys((ADAPTER, ADAPTER_CONFIG), FileRecord(size_bytes=1, sha256="0" * 64))
+        stored = StoredCheckpoint(Path("/nowhere"), Manifest(run="run", step=1, base_model=identity, files=files))
         route.flip(PublishedPolicy("agent@1", stored, Proof(ProofKind.NONE)))
         gateway = Gateway(route, Endpoint(base_url, "key", ModelInfo(identity, 1, 1, None, "none"), 2))
         gateway.start()

@@ -9,10 +9,13 @@ from safetensors.numpy import save
 
 from art_core.base_model import BaseIdentity
 from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER, PROBE, Checkpoint, write_manifest
+from art_core.file_record import FileRecord
 from art_core.run import RunDirectory
 from art_core.step import Probe
 
 BASE = BaseIdentity(name="tiny", digest="0" * 64)
+FILES = dict.fromkeys((ADAPTER, ADAPTER_CONFIG), FileRecord(size_bytes=1, sha256="0" * 64))
+"""What a manifest lists at least, where nobody reads the files themselves."""
 
 
 def write_step_files(directory: Path, seed: int) -> None:

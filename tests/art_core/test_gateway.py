@@ -163,7 +163,7 @@ async def test_the_key_is_a_secret_of_each_gateway_unless_given(shared: Front) -
     assert Gateway(shared.route, shared.engine.endpoint, "mine").api_key == "mine"
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"agent"', b"{}", b'{"model": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"agent"', b"{}", b"[" * 99_999, b'{"model": 3}', b"\xff\xfe"])
 async def test_garbage_is_refused(shared: Front, body: bytes) -> None:
     answer = await shared.client.post(CHAT, content=body)
     assert answer.status_code == 400

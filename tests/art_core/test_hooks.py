@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from art_core.base_model import BaseIdentity
-from art_core.checkpoint import ADAPTER, FileRecord, Manifest, StoredCheckpoint
+from art_core.checkpoint import Manifest, StoredCheckpoint
 from art_core.config import PartOptions
 from art_core.errors import PluginContractError, PluginNotFoundError
 from art_core.events import Observers, observe
@@ -23,6 +23,7 @@ from art_core.plugins import Kind, Plugins
 from art_core.policy import Proof, ProofKind, PublishedPolicy
 from art_core.run import LogRecord
 from tests import installed
+from tests.staged import FILES
 
 NAME = "example"
 
@@ -48,7 +49,7 @@ def policy() -> PublishedPolicy:
         run="facts",
         step=7,
         base_model=BaseIdentity(name="tiny", digest="0" * 64),
-        files={ADAPTER: FileRecord(size_bytes=1, sha256="0" * 64)},
+        files=FILES,
     )
     stored = StoredCheckpoint(Path("checkpoints") / "0007", manifest)
     return PublishedPolicy("facts@7", stored, Proof(ProofKind.WEIGHTS))

@@ -16,12 +16,13 @@ from art_core.checkpoint import Manifest, StoredCheckpoint
 from art_core.errors import ConfigError, NoRouteError, PublishTimeoutError, RouteError
 from art_core.policy import Proof, ProofKind, PublishedPolicy
 from art_core.route import Lease, RouteTable
+from tests.staged import FILES
 
 BASE = "Qwen/Qwen3-0.6B"
 
 
 def policy(step: int, name: str | None = None) -> PublishedPolicy:
-    manifest = Manifest(run="run", step=step, base_model=BaseIdentity(name=BASE, digest="d"), files={})
+    manifest = Manifest(run="run", step=step, base_model=BaseIdentity(name=BASE, digest="d"), files=FILES)
     return PublishedPolicy(name or f"agent@{step}", StoredCheckpoint(Path("/nowhere"), manifest), Proof(ProofKind.NONE))
 
 

@@ -223,7 +223,7 @@ def _object(body: bytes) -> dict[str, Any]:
     """A request's fields; none where it is no JSON object, which the server says itself."""
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

@@ -14,6 +14,7 @@ from art_core.demo.place import Place
 from art_core.demo.report import finding, write_report
 from art_core.demo.run import DemoResult
 from art_core.demo.task import HELD_OUT
+from tests.staged import FILES
 
 
 def evaluation(sampled: float, greedy: float, model: str = "json-facts@0", text: str = "{}") -> Evaluation:
@@ -81,7 +82,7 @@ def page(tmp_path: Path) -> Page:
         for step in (1, 2, 3)
     ]
     identity = BaseIdentity(name="pypi:some", digest="0" * 64)
-    manifest = Manifest(run="r", step=3, base_model=identity, files={}, versions={"trainerlib": "9.8.7"})
+    manifest = Manifest(run="r", step=3, base_model=identity, files=FILES, versions={"trainerlib": "9.8.7"})
     place = Place(tmp_path)
     checkpoint = place.directory / "checkpoints" / "0003"
     checkpoint.mkdir(parents=True)

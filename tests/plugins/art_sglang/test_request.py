@@ -19,6 +19,7 @@ def body(**values: Any) -> bytes:
     ("raw", "message"),
     [
         (b"{", "no JSON"),
+        (b"[" * 99_999, "no JSON"),
         (b"[]", "an object with a string 'model'"),
         (b'{"model": 1}', "an object with a string 'model'"),
         (b"{}", "an object with a string 'model'"),

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from art_core.base_model import BaseIdentity
 from art_core.checkpoint import Manifest, StoredCheckpoint
 from art_core.protocols.engine import Endpoint
+from tests.staged import FILES
 
 
 def write_adapter(base: Path, directory: Path, seed: int, **config: Any) -> Path:
@@ -106,5 +107,5 @@ class EngineServer:
 
     def stored(self, directory: Path) -> StoredCheckpoint:
         """A checkpoint over a directory of adapter files; the engine reads nothing else of it."""
-        manifest = Manifest(run="r", step=1, base_model=BaseIdentity(name="tiny", digest="0"), files={})
+        manifest = Manifest(run="r", step=1, base_model=BaseIdentity(name="tiny", digest="0"), files=FILES)
         return StoredCheckpoint(directory, manifest)

@@ -102,7 +102,9 @@ async def test_every_path_asks_for_the_key(client: httpx.AsyncClient, path: str)
     assert (await client.get(path, headers=KEY)).status_code == 200
 
 
-@pytest.mark.parametrize("body", [b'{"model": ""}', b"{}", b'{"model": null}', b'{"model": 3}', b"[]", b"{", b""])
+@pytest.mark.parametrize(
+    "body", [b'{"model": ""}', b"{}", b'{"model": null}', b'{"model": 3}', b"[]", b"[" * 99_999, b"{", b""]
+)
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 async def test_a_request_that_names_no_model_is_404(client: httpx.AsyncClient, path: str, body: bytes) -> None:
     response = await client.post(path, headers=KEY, content=body)

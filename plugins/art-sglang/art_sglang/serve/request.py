@@ -27,7 +27,7 @@ def parse(raw: bytes, vocab_size: int) -> dict[str, Any]:
     """
     try:
         body = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the body is no JSON: {error}") from error
     if not isinstance(body, dict) or not isinstance(body.get("model"), str):
         raise RequestError(400, "the body must be an object with a string 'model'", param="model")

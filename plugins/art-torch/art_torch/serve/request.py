@@ -122,7 +122,7 @@ def parse(kind: type[B], raw: bytes) -> B:
     """
     try:
         data = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the body is no JSON: {error}") from error
     if not isinstance(data, dict):
         raise RequestError(400, f"the body is a JSON {type(data).__name__}; an object is needed")

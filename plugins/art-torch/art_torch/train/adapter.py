@@ -83,7 +83,7 @@ class Adapter:
         path = directory / ADAPTER_CONFIG
         try:
             seen: object = json.loads(read_bytes(path, _CONFIG_LIMIT_BYTES))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointCorruptError(f"{path.name} in {directory} is not JSON: {error}", stage="train") from error
         if not isinstance(seen, dict):
             raise CheckpointCorruptError(f"{path.name} in {directory} is not a JSON object", stage="train")
