@@ -56,8 +56,9 @@ class StoreCopies(StoreCase):
             _damage(objects, key, damage)
             listed = [each.step for each in await store.list(run)]
             promised(1 in listed, "a damaged neighbour hides no whole checkpoint", listed)
-            promised(damage == "changed" or 2 not in listed, f"what is not whole is not listed ({damage} {key})")
-            await _never_given_out(store, run, entry, key, tmp_path / str(number))
+            right = await _never_given_out(store, run, entry, key, tmp_path / str(number))
+            told = f"what is not whole is not listed ({damage} {key})"
+            promised(damage == "changed" or right or 2 not in listed, told)
             objects[key] = whole
         promised(list(await store.list(run)) == [first, entry], "once it is mended it is listed again")
 
@@ -71,8 +72,10 @@ class StoreCopies(StoreCase):
         between = set(objects)
         await store.commit(run, shelf.stage(2, AdapterShape(2)))
         others = {key.rpartition("/")[2]: key for key in added(objects, between)}
-        swaps = [(mine[name], others[name]) for name in mine.keys() & others.keys()]
-        promised(swaps, "the objects of two steps have the same last names", [*mine, *others])
+        same = sorted(mine.keys() & others.keys())
+        pairs = [(mine[name], others[name]) for name in same]
+        swaps = pairs or list(zip(sorted(mine.values()), sorted(others.values()), strict=True))
+        promised(swaps, "what is committed stands in the place that `objects` shows", [*mine, *others])
         for number, (one, other) in enumerate(swaps):
             whole = objects[one]
             if whole != objects[other]:
@@ -144,8 +147,12 @@ def _damage(objects: Objects, key: str, damage: str) -> None:
             del objects[key]
 
 
-async def _never_given_out(store: CheckpointStore, run: RunKey, entry: StoreEntry, key: str, directory: Path) -> None:
-    """`fetch` raises, naming the file; or what it gives is right to the last byte, because that object is not read."""
+async def _never_given_out(store: CheckpointStore, run: RunKey, entry: StoreEntry, key: str, directory: Path) -> bool:
+    """`fetch` raises, naming the file; or what it gives is right to the last byte, because that object is not read.
+
+    Returns:
+        Whether it was given, and right.
+    """
     name = key.rpartition("/")[2]
     try:
         await store.fetch(run, entry.step, directory)
@@ -160,3 +167,5 @@ async def _never_given_out(store: CheckpointStore, run: RunKey, entry: StoreEntr
         except CheckpointCorruptError as error:
             given = error
         promised(given == entry.manifest, f"fetch verifies every byte ({name})", given)
+        return True
+    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+import uuid
 
 from art_core.errors import CommitConflictError
 from art_core.protocols.store import CheckpointStore
@@ -29,10 +30,12 @@ class StoreNames(StoreCase):
         self, store: CheckpointStore, run: RunKey, shelf: Shelf
     ) -> None:
         """A run is its project and its name together."""
-        other = RunKey("other " + run.project, run.run)
+        other = RunKey(f"other {uuid.uuid4().hex[:12]} {run.project}", run.run)
         await store.commit(run, shelf.stage(1, AdapterShape(1)))
         promised(not await store.list(other), "a run of another project is another run")
+        promised(other not in await store.runs(), "runs names what is there, and no other", other)
         await store.commit(other, shelf.stage(2, AdapterShape(2)))
+        promised({run, other} <= {*await store.runs()}, "runs names also what has come since it was last asked", other)
         promised([each.step for each in await store.list(run)] == [1], "committing to one run changes no other")
 
     async def test_names_that_are_nearly_the_same_are_different_runs(
