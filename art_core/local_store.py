@@ -15,7 +15,7 @@ import os
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -89,12 +89,14 @@ class LocalStore:
 
 
 async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run blocking work in a thread. A cancelled caller waits for its end, so nothing goes on behind its back."""
+    """Run blocking work in a thread. A cancelled caller, be it twice, waits for its end: nothing goes on behind it."""
     work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait({work})
+        while not work.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({work})
         work.exception()  # looked at, so that asyncio does not tell of it: whoever cancelled does not want it
         raise
 

@@ -197,8 +197,9 @@ class ObjectStore:
 
     async def _upload(self, key: str, checkpoint: Checkpoint, name: str) -> None:
         path = checkpoint.directory / name
-        seen, _ = await asyncio.gather(in_thread(file_record.record_beside, path), self._bucket.upload(key, path))
-        if seen != checkpoint.manifest.files[name]:
+        hashing = asyncio.ensure_future(in_thread(file_record.record_beside, path))
+        await _gather([hashing, self._bucket.upload(key, path)])
+        if (seen := hashing.result()) != checkpoint.manifest.files[name]:
             raise file_record.differs(path, seen, checkpoint.manifest.files[name])
 
     async def _download(self, key: str, path: Path, manifest: Manifest) -> None:

@@ -16,13 +16,24 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from art_core.checkpoint import MANIFEST, manifest_bytes
-from art_core.errors import CapabilityError, CommitConflictError, ConfigError, StoreError, StoreUnavailableError
-from art_core.fsspec_bucket import open_bucket
+from art_core import file_record
+from art_core.checkpoint import ADAPTER, MANIFEST, OPTIMIZER, manifest_bytes
+from art_core.errors import (
+    CapabilityError,
+    CheckpointCorruptError,
+    CommitConflictError,
+    ConfigError,
+    StoreError,
+    StoreUnavailableError,
+)
+from art_core.file_record import FileRecord
+from art_core.fsspec_bucket import MemoryBucket, open_bucket
+from art_core.local_store import in_thread
 from art_core.object_layout import keys_of, place_of
 from art_core.object_store import ObjectStore
 from art_core.protocols.store import StoreEntry
 from art_core.run_key import RunKey
+from art_core.testing.condition import LONGEST_S
 from tests.staged import stage_step
 
 KEY = RunKey("p", "r")
@@ -60,6 +71,41 @@ async def test_a_driver_that_can_not_create_only_what_is_not_there_is_found_out(
     await leased.check()
     entry = await leased.commit(KEY, stage_step(tmp_path / KEY.run, 1))
     assert list(await leased.list(KEY)) == [entry]
+
+
+async def test_a_commit_that_is_refused_leaves_no_upload_under_way(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is still being written when another file is refused has ended when `commit` raises."""
+    under_way, hash_it, go = set[str](), threading.Event(), threading.Event()
+    upload, record = MemoryBucket.upload, file_record.record_beside
+
+    def hashed(path: Path) -> FileRecord:
+        if path.name == OPTIMIZER:
+            hash_it.wait(LONGEST_S)
+        return record(path)
+
+    def waiting(name: str) -> None:
+        go.wait(LONGEST_S)
+        under_way.discard(name)
+
+    async def slow(bucket: MemoryBucket, key: str, path: Path) -> None:
+        if path.name == OPTIMIZER:
+            under_way.add(path.name)
+            await in_thread(waiting, path.name)
+        await upload(bucket, key, path)
+
+    monkeypatch.setattr(MemoryBucket, "upload", slow)
+    monkeypatch.setattr(file_record, "record_beside", hashed)
+    staged = stage_step(tmp_path / KEY.run, 1)
+    data = (staged.directory / ADAPTER).read_bytes()
+    (staged.directory / ADAPTER).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.2, hash_it.set)
+    loop.call_later(0.4, go.set)
+    with pytest.raises(CheckpointCorruptError, match=ADAPTER):
+        await store(url).commit(KEY, staged)
+    assert not under_way
 
 
 async def test_keys_that_no_run_of_ours_has_are_passed_over(url: str, tmp_path: Path) -> None:
