@@ -15,17 +15,18 @@ A test is a promise of the contract: its name and its message say which. What a 
 not declare must be refused. The classes know no part by name and excuse none. Needs the extra ``art-core[testing]``.
 """
 
-from art_core.testing.deployment import DeploymentAddresses, DeploymentFailures, Outage
+from art_core.testing.deployment import DeploymentAddresses, DeploymentFailures
 from art_core.testing.engine.adapter import EngineAdapters
 from art_core.testing.engine.answer import EngineAnswers
 from art_core.testing.engine.life import EngineLife
 from art_core.testing.engine.proof import EngineProofs
 from art_core.testing.publisher import PublisherFailures, PublisherProofs
-from art_core.testing.store.bench import DirectoryObjects, Objects
+from art_core.testing.store.bench import DirectoryObjects, Objects, Outage
 from art_core.testing.store.commit import StoreCommits
 from art_core.testing.store.copy import StoreCopies
 from art_core.testing.store.deletion import StoreDeletions
 from art_core.testing.store.name import StoreNames
+from art_core.testing.store.outage import StoreOutages
 from art_core.testing.store.race import StoreRaces
 from art_core.testing.trainer.handover import TrainerHandovers
 from art_core.testing.trainer.parity import TrainerParity
@@ -54,6 +55,7 @@ __all__ = [
     "StoreCopies",
     "StoreDeletions",
     "StoreNames",
+    "StoreOutages",
     "StoreRaces",
     "TrainerConformance",
     "TrainerHandovers",
@@ -78,8 +80,8 @@ class TrainerConformance(
     """Every promise of `art_core.protocols.trainer`. Fixtures: `part`, `base_model`; `options` has a default."""
 
 
-class StoreConformance(StoreRaces, StoreDeletions, StoreCopies, StoreNames, StoreCommits):
-    """Every promise of `art_core.protocols.store`. Fixtures: `part`, `objects`; `options` has a default."""
+class StoreConformance(StoreOutages, StoreRaces, StoreDeletions, StoreCopies, StoreNames, StoreCommits):
+    """Every promise of `art_core.protocols.store`. Fixtures: `part`, `objects`; defaults: `options`, `outage`."""
 
 
 class PublisherConformance(PublisherFailures, PublisherProofs):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -24,13 +22,10 @@ from art_core.protocols.publisher import Publisher
 from art_core.testing.adapter import AdapterShape
 from art_core.testing.promise import promised, refused
 from art_core.testing.shelf import Shelf
-from art_core.testing.store.bench import Objects, added
+from art_core.testing.store.bench import Objects, Outage, added
 
 if TYPE_CHECKING:
     from art_core.protocols.engine import InferenceEngine
-
-Outage = Callable[[], AbstractContextManager[object]]
-"""Inside the block the place answers nothing, or refuses everything."""
 
 RUN = "läufer 日本 100%?#&+"
 

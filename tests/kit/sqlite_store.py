@@ -23,7 +23,13 @@ from art_core.checkpoint import (
     verify,
 )
 from art_core.config import PartOptions
-from art_core.errors import CheckpointCorruptError, CheckpointNotFoundError, CommitConflictError, StoreError
+from art_core.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    CommitConflictError,
+    StoreError,
+    StoreUnavailableError,
+)
 from art_core.part import StorePart
 from art_core.protocols.store import StoreEntry, content_key
 from art_core.run_key import RunKey
@@ -135,8 +141,11 @@ class SqliteStore:
 
     async def _do(self, work: Callable[[sqlite3.Connection], R]) -> R:
         def locked() -> R:
-            with transaction(self._path) as db:
-                return work(db)
+            try:
+                with transaction(self._path) as db:
+                    return work(db)
+            except sqlite3.Error as error:
+                raise StoreUnavailableError(f"the database {self._path} fails: {error}") from error
 
         return await asyncio.to_thread(locked)
 

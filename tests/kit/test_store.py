@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +14,7 @@ from art_core.builtin.file import FileStoreOptions
 from art_core.builtin.fsspec import FsspecStoreOptions
 from art_core.part import StorePart
 from art_core.plugins import load_part
-from art_core.testing import DirectoryObjects, StoreConformance
+from art_core.testing import DirectoryObjects, Outage, StoreConformance
 from tests.kit.sqlite_store import SqliteObjects, SqliteStoreOptions, sqlite_part
 
 
@@ -101,3 +102,17 @@ class TestSqliteStore(StoreConformance):
     @classmethod
     def objects(cls, options: SqliteStoreOptions) -> SqliteObjects:
         return SqliteObjects(options.path)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def outage(cls, options: SqliteStoreOptions) -> Outage:
+        @contextmanager
+        def no_database() -> Iterator[None]:
+            path = Path(options.path)
+            kept = path.rename(path.with_name("kept"))
+            path.mkdir()
+            yield
+            path.rmdir()
+            kept.rename(path)
+
+        return no_database

@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from art_core.testing.shelf import Shelf
 
 Objects = MutableMapping[str, bytes]
 """Everything in the place that a store writes to, by name: how the kit sees it, and damages it, past the store."""
+
+Outage = Callable[[], AbstractContextManager[object]]
+"""Inside the block the place answers nothing, or refuses everything."""
 
 
 class DirectoryObjects(MutableMapping[str, bytes]):
