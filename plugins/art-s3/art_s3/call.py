@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 R = TypeVar("R")
 T = TypeVar("T")
 
 _PATIENCE_S = 2.0
-"""A cancelled caller waits so long for the call's end. One that a server keeps silent to is left behind."""
+"""A cancelled caller waits so long for the call's end. A call that a silent server holds up is left behind."""
 
 
 class GivenUpError(Exception):
@@ -52,7 +54,10 @@ async def in_daemon(work: Callable[[threading.Event], R]) -> R:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         given_up.set()
-        await asyncio.wait({running}, timeout=_PATIENCE_S)
+        end_s = time.monotonic() + _PATIENCE_S
+        while not running.done() and (left_s := end_s - time.monotonic()) > 0:
+            with suppress(asyncio.CancelledError):  # cancelled twice
+                await asyncio.wait({running}, timeout=left_s)
         if running.done():
             running.exception()  # looked at, so that asyncio does not tell of it: whoever cancelled does not want it
         else:

@@ -18,7 +18,7 @@ from tests.plugins.art_s3.place import Place
 from tests.plugins.art_s3.proxy import Spoil, proxy
 
 
-async def test_who_is_cancelled_waits_for_the_end() -> None:
+async def test_who_is_cancelled_be_it_twice_waits_for_the_end() -> None:
     begun, ended = threading.Event(), threading.Event()
 
     def endless() -> Iterator[int]:
@@ -34,6 +34,8 @@ async def test_who_is_cancelled_waits_for_the_end() -> None:
 
     call = asyncio.create_task(in_daemon(work))
     await asyncio.to_thread(begun.wait)
+    call.cancel()
+    await asyncio.sleep(0)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
