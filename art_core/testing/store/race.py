@@ -1,4 +1,4 @@
-"""What a store promises where several commit at once, and where one is killed."""
+"""What a store promises where several commit at once, and where one that commits or deletes is killed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import multiprocessing
 import os
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -23,10 +24,11 @@ from art_core.testing.store.bench import Maker, Objects, StoreCase, added, fetch
 
 COMMITTERS = 8
 KILLS = 6
+DELETED = 8
 
 
 class StoreRaces(StoreCase):
-    """Tests of several committers, and of one that is killed."""
+    """Tests of several committers, and of one that is killed at committing or deleting."""
 
     async def test_one_of_several_committers_wins(
         self, store: CheckpointStore, part: StorePart, make: Maker, run: RunKey, shelf: Shelf, tmp_path: Path
@@ -87,16 +89,45 @@ class StoreRaces(StoreCase):
         commit_s = time.monotonic() - start
         for attempt in range(1, KILLS):
             shape = AdapterShape(attempt, rank=64)
-            await _killed((make, run, shelf.stage(attempt, shape)), 1.5 * commit_s * attempt / KILLS)
-            listed = await make().list(run)
-            whole = [await is_whole(store, run, each, tmp_path / f"{attempt} {each.step}") for each in listed]
-            promised(all(whole), "a killed commit is listed whole or not at all")
-            steps = {each.step for each in listed}
+            work = partial(_commit, run=run, checkpoint=shelf.stage(attempt, shape))
+            await _killed(make, work, 1.5 * commit_s * attempt / KILLS)
+            steps = await _whole(make(), run, tmp_path / f"{attempt}", "a killed commit is listed whole or not at all")
             promised({*range(attempt)} <= steps, "a killed commit costs no other checkpoint", steps)
             await make().commit(run, shelf.stage(attempt, shape))
         await store.delete(run, range(KILLS), [])
         await store.sweep(run, 0.0)
         promised(not added(objects, before), "sweep removes what killed commits left", added(objects, before))
+
+    async def test_a_killed_delete_leaves_whole_checkpoints_or_none(
+        self, store: CheckpointStore, make: Maker, run: RunKey, shelf: Shelf, objects: Objects, tmp_path: Path
+    ) -> None:
+        """A crash at any instant of a delete leaves each step whole or gone; the same delete then succeeds."""
+        before = set(objects)
+        deleted, delete_s = range(1, 1 + DELETED), 0.0
+        await store.commit(run, shelf.stage(0, AdapterShape(0)))
+        for attempt in range(3):
+            for step in deleted:
+                await store.commit(run, shelf.stage(step, AdapterShape(step)))
+            if attempt:
+                await _killed(make, partial(_delete, run=run, steps=deleted), delete_s * attempt / 3)
+                what = "what a killed delete leaves is listed whole or not at all"
+                steps = await _whole(make(), run, tmp_path / f"{attempt}", what)
+                promised(0 in steps, "a killed delete costs no other checkpoint", steps)
+            start = time.monotonic()
+            await make().delete(run, deleted, [])
+            delete_s = time.monotonic() - start
+            promised([each.step for each in await store.list(run)] == [0], "the same delete then succeeds")
+        await store.delete(run, [0], [])
+        await store.sweep(run, 0.0)
+        promised(not added(objects, before), "sweep removes what killed deletes left", added(objects, before))
+
+
+async def _whole(store: CheckpointStore, run: RunKey, directory: Path, what: str) -> set[int]:
+    """The steps that are listed, each of which must be whole."""
+    listed = await store.list(run)
+    whole = [await is_whole(store, run, each, directory / f"{each.step}") for each in listed]
+    promised(all(whole), what)
+    return {each.step for each in listed}
 
 
 async def _listing(store: CheckpointStore, run: RunKey) -> set[int]:
@@ -110,40 +141,49 @@ async def _race(make: Maker, run: RunKey, staged: list[Checkpoint]) -> list[Stor
     return list(await asyncio.gather(*calls, return_exceptions=True))
 
 
-Commit = tuple[Maker, RunKey, Checkpoint]
-
-
-async def _killed(work: Commit, delay_s: float) -> None:
-    """Have another process commit, and kill it with -9 a moment after it has begun.
+async def _killed(make: Maker, work: Callable[[CheckpointStore], Awaitable[object]], delay_s: float) -> None:
+    """Have another process work with a store, and kill it with -9 a moment after it has begun.
 
     It is forked from a server without threads: what a store's library runs in this process can't be forked. That server
-    may be older than the environment that the store is to see, so the committer is told ours.
+    may be older than the environment that the store is to see, so the process is told ours.
     """
     here, there = multiprocessing.Pipe()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["art_core.testing", work[0].create.__module__])
-    committer = context.Process(target=_commit, args=(there, work, dict(os.environ)))
-    committer.start()
+    context.set_forkserver_preload(["art_core.testing", make.create.__module__])
+    worker = context.Process(target=_work, args=(there, make, work, dict(os.environ)))
+    worker.start()
     there.close()
     try:
         promised(await asyncio.to_thread(here.poll, LONGEST_S), "a store can be made and checked in another process")
-        await asyncio.to_thread(committer.join, delay_s)
-        promised(committer.is_alive(), "a commit in another process does not fail", f"exit status {committer.exitcode}")
+        await asyncio.to_thread(worker.join, delay_s)
+        promised(worker.is_alive(), "a call in another process does not fail", f"exit status {worker.exitcode}")
     finally:
-        committer.kill()
-        await asyncio.to_thread(committer.join)
+        worker.kill()
+        await asyncio.to_thread(worker.join)
 
 
-def _commit(parent: Connection, work: Commit, environment: dict[str, str]) -> None:
+def _work(
+    parent: Connection,
+    make: Maker,
+    work: Callable[[CheckpointStore], Awaitable[object]],
+    environment: dict[str, str],
+) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    make, key, checkpoint = work
 
     async def run() -> None:
         store = make()
         await store.check()
         parent.send(True)
-        await store.commit(key, checkpoint)
+        await work(store)
         await asyncio.Event().wait()
 
     asyncio.run(run())
+
+
+async def _commit(store: CheckpointStore, run: RunKey, checkpoint: Checkpoint) -> None:
+    await store.commit(run, checkpoint)
+
+
+async def _delete(store: CheckpointStore, run: RunKey, steps: Collection[int]) -> None:
+    await store.delete(run, steps, [])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
 
 from art_core.builtin.file import FileStoreOptions
 from art_core.capability import FULL, Capabilities, Capability
-from art_core.checkpoint import Checkpoint, read_manifest
+from art_core.checkpoint import ADAPTER, Checkpoint, read_manifest
 from art_core.errors import CommitConflictError
 from art_core.file_store import FileStore
-from art_core.local_store import read_step
+from art_core.local_store import read_step, require_unprotected
 from art_core.part import StorePart
 from art_core.protocols.store import StoreEntry
 from art_core.run import RunDirectory
@@ -21,7 +23,10 @@ from art_core.testing import DirectoryObjects, StoreConformance
 
 
 class CarelessStore(FileStore):
-    """Gives out what stands there, tells no names apart by case, wants retries to measure the same, sweeps too much."""
+    """Gives out what stands there, tells no names apart by case, wants retries to measure the same, sweeps too much.
+
+    What it deletes it wipes first, step by step, while it is still listed.
+    """
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -47,6 +52,15 @@ class CarelessStore(FileStore):
     async def sweep(self, run: RunKey, older_than_s: float) -> int:
         incomplete = [each.step for each in await self.list(run) if each.dropped]
         return len(await self.delete(run, incomplete, [])) + await super().sweep(run, older_than_s)
+
+    async def delete(self, run: RunKey, steps: Collection[int], protected: Collection[int]) -> Sequence[int]:
+        require_unprotected(steps, protected)
+        for entry in await self.list(run):
+            if entry.step in steps:
+                adapter = self._directory(run).step_directory(entry.step) / ADAPTER
+                adapter.write_bytes(bytes(adapter.stat().st_size))
+                await asyncio.sleep(0.1)
+        return await super().delete(run, steps, protected)
 
 
 def create(options: FileStoreOptions) -> CarelessStore:
