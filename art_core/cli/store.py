@@ -29,12 +29,14 @@ def store_of(name: str) -> CheckpointStore:
     """The store of that name or URL.
 
     Raises:
-        ConfigError: It is one that copies nowhere.
+        ConfigError: It is one that copies nowhere, or to where nothing stays.
         PluginError: There is none of that name.
     """
     from art_core.compose import compose_store
     from art_core.plugins import Plugins
 
+    if name.startswith("memory:"):
+        raise ConfigError(f"store {name!r} goes with this command's process: give a URL, e.g. file:///mnt/share")
     store = compose_store(name, Plugins())
     if store is None:
         raise ConfigError(f"store {name!r} holds no copies: give a URL, e.g. file:///mnt/share")

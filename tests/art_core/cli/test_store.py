@@ -240,6 +240,7 @@ def test_what_is_refused(root: Path) -> None:
         (("gc", "--run", "p/r", "--keep", "best=val/other"), "has 'val/other'; name a metric that was logged"),
         (("gc", "--run", "r"), "give <project>/<run>"),
         (("push", "--run", "p/r", "--store", "file"), "holds no copies: give a URL"),
+        (("push", "--run", "p/r", "--store", "memory://x"), "goes with this command's process: give a URL"),
         (("push", "--run", "p/r", "--store", "fsspec"), "'fsspec' has no URL; give one as the store"),
     ):
         done = run(root, *arguments)
