@@ -96,7 +96,7 @@ def receive(pieces: Iterable[bytes | memoryview], path: Path, limit_bytes: int) 
     busy with those, and while the disk works they are idle.
 
     Args:
-        pieces: Its bytes, in order; a MB or so each is a good size.
+        pieces: Its bytes, in order; 256 KB to 1 MB each is a good size.
         path: Must not exist.
         limit_bytes: No more than this, and one piece beyond it, is taken.
 
