@@ -9,7 +9,7 @@ import stat
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -21,8 +21,10 @@ from art_core import disk
 from art_core.errors import CheckpointCorruptError
 
 _PIECE_BYTES = 256 << 10  # small enough for a processor's own cache
+_FORCE_BYTES = 16 << 20
+"""A file that comes is forced to the disk whenever so much more of it is there."""
 _NICE = 10
-"""By so much a thread that hashes beside a transfer is nicer: it takes what the transfer leaves."""
+"""By so much a thread that hashes beside an upload is nicer: it takes what the upload leaves."""
 
 
 class FileRecord(BaseModel):
@@ -45,13 +47,13 @@ def record(path: Path) -> FileRecord:
 
 
 def record_beside(path: Path) -> FileRecord:
-    """`record` in a thread that gives way to others: for beside a transfer, which is not to wait for it.
+    """`record` in a thread that gives way to others: for beside an upload, which is not to wait for it.
 
     Raises:
         CheckpointCorruptError: It is missing, a link, a device or a directory.
         StoreError: The system refuses to read it.
     """
-    with _beside() as aside:
+    with ThreadPoolExecutor(1, thread_name_prefix="art-hash", initializer=_give_way) as aside:
         return aside.submit(record, path).result()
 
 
@@ -93,7 +95,7 @@ def receive(pieces: Iterable[bytes | memoryview], path: Path, limit_bytes: int) 
     """Write a file that comes in pieces, and force it to the disk; it is hashed meanwhile.
 
     The hash reads the file again, out of the system's cache, and may lag behind: while bytes come the processors are
-    busy with those, and while the disk works they are idle.
+    busy with those, and while the disk works they are idle. A large file is forced as it comes.
 
     Args:
         pieces: Its bytes, in order; 256 KB to 1 MB each is a good size.
@@ -106,9 +108,10 @@ def receive(pieces: Iterable[bytes | memoryview], path: Path, limit_bytes: int) 
     Raises:
         OSError: The system refuses to write.
     """
-    size, written = 0, SimpleQueue[int | None]()
+    size, forced_bytes, written, forced = 0, 0, SimpleQueue[int | None](), Future[None]()
+    forced.set_result(None)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with disk.opened(path, flags) as fd, _beside() as aside:
+    with disk.opened(path, flags) as fd, ThreadPoolExecutor(2, thread_name_prefix="art-receive") as aside:
         hashed = aside.submit(_hash_behind, fd, written)
         try:
             for piece in pieces:
@@ -117,6 +120,10 @@ def receive(pieces: Iterable[bytes | memoryview], path: Path, limit_bytes: int) 
                 written.put(size)
                 if size > limit_bytes:
                     break
+                if size - forced_bytes >= _FORCE_BYTES and forced.done():
+                    forced.result()  # a disk tells of an error once
+                    forced, forced_bytes = aside.submit(os.fsync, fd), size
+            forced.result()
             os.fsync(fd)
         finally:
             written.put(None)
@@ -131,10 +138,6 @@ def _hash_behind(fd: int, written: SimpleQueue[int | None]) -> str:
             digest.update(piece[:count])
             at += count
     return digest.hexdigest()
-
-
-def _beside() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="art-hash", initializer=_give_way)
 
 
 def _give_way() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from art_core.file_record import receive, record, record_beside
+from art_core.testing.condition import TOLD_S
 
 NO_LIMIT = 1 << 40
 
@@ -31,6 +33,32 @@ def test_every_piece_lands_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (seen.size_bytes, seen.sha256) == (len(expected), hashlib.sha256(expected).hexdigest())
     assert seen == record(tmp_path / "file") == record_beside(tmp_path / "file")
     assert forced == [len(expected)]
+
+
+def test_a_large_file_is_forced_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the disk says of a part of it is not lost, though it says so only once."""
+    forced, asked, fails = list[int](), threading.Event(), False
+
+    def fsync(fd: int) -> None:
+        forced.append(os.fstat(fd).st_size)
+        asked.set()
+        if fails and len(forced) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def large() -> Iterator[bytes]:
+        for index in range(50):
+            if index == 20:
+                assert asked.wait(TOLD_S)
+            yield bytes(1 << 20)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    seen = receive(large(), tmp_path / "file", NO_LIMIT)
+    assert seen.sha256 == hashlib.sha256(bytes(50 << 20)).hexdigest()
+    assert 16 << 20 <= forced[0] <= 20 << 20 and forced[-1] == seen.size_bytes == 50 << 20
+    fails, forced = True, []
+    asked.clear()
+    with pytest.raises(OSError, match="Input/output"):
+        receive(large(), tmp_path / "again", NO_LIMIT)
 
 
 def test_a_file_without_a_byte(tmp_path: Path) -> None:

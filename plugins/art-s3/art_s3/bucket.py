@@ -1,4 +1,4 @@
-"""A bucket on S3, or on a server that speaks its protocol. Data goes through obstore."""
+"""A bucket on S3, or on a server that speaks its protocol. Most goes through obstore, files come through botocore."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
@@ -18,6 +17,7 @@ from obstore.store import S3Store
 from art_core import disk, file_record
 from art_core.bucket import StoredObject
 from art_core.file_record import FileRecord
+from art_s3 import body
 from art_s3.call import in_daemon, until
 from art_s3.credential import account
 from art_s3.failure import s3_errors
@@ -66,6 +66,7 @@ class S3Bucket:
         else:  # TLS guards them: to hash them once more for a signature adds nothing
             place["unsigned_payload"] = True
         with s3_errors(f"use s3://{self._name}"):
+            self._client = self._account.client(_RETRIES)
             self._store = S3Store(
                 self._name,
                 config=place,
@@ -99,12 +100,13 @@ class S3Bucket:
         """A small object; None where there is none."""
 
         def get(given_up: threading.Event) -> bytes | None:
-            pieces = self._pieces(key, given_up)
-            if pieces is None:
+            try:
+                found = obstore.get(self._store, self._prefix + key)
+            except FileNotFoundError:
                 return None
             data = bytearray()
-            for piece in pieces:
-                data += piece
+            for piece in until(given_up, found.stream(_PIECE_BYTES)):
+                data += memoryview(piece)
                 if len(data) > limit_bytes:
                     break
             return bytes(data)
@@ -135,24 +137,16 @@ class S3Bucket:
         """Write an object into a local file that must not exist, hash it meanwhile, and force it to the disk."""
 
         def download(given_up: threading.Event) -> FileRecord | None:
-            pieces = self._pieces(key, given_up)
+            pieces = body.pieces(self._client, self._name, self._prefix + key)
             if pieces is None:
                 return None
             with disk.disk_errors(f"write {path}"):
-                return file_record.receive(pieces, path, limit_bytes)
+                return file_record.receive(until(given_up, pieces), path, limit_bytes)
 
         return await self._call(f"read {self._url(key)}", download)
 
     def _put(self, key: str, data: bytes, mode: Literal["create", "overwrite"] = "overwrite") -> None:
         obstore.put(self._store, self._prefix + key, data, mode=mode, use_multipart=False)
-
-    def _pieces(self, key: str, given_up: threading.Event) -> Iterator[memoryview] | None:
-        """An object's bytes; None where there is no object."""
-        try:
-            found = obstore.get(self._store, self._prefix + key)
-        except FileNotFoundError:
-            return None
-        return until(given_up, (memoryview(piece) for piece in found.stream(_PIECE_BYTES)))
 
     async def list(self, prefix: str) -> Sequence[StoredObject]:
         """Every object whose key begins so."""
@@ -224,10 +218,6 @@ class S3Bucket:
                     self._client.abort_multipart_upload(**where)
                     aborted += 1
         return aborted
-
-    @cached_property
-    def _client(self) -> Any:
-        return self._account.client()
 
     def _url(self, key: str) -> str:
         return f"s3://{self._name}/{self._prefix}{key}"

@@ -1,4 +1,4 @@
-"""Credentials and region by the usual AWS chain, from botocore; requests themselves go through another client."""
+"""Credentials and region by the usual AWS chain, from botocore; most requests go through another client."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from art_s3.options import S3StoreOptions
 
 _FRESH_S = 300.0
 """After so long botocore is asked again; it knows itself when its credentials must be renewed."""
+
+_CONNECTIONS = 32
+"""So many are kept: as many calls are made at once."""
 
 _log = logging.getLogger("art.store")
 
@@ -52,13 +55,19 @@ class Account:
             "expires_at": datetime.now(UTC) + timedelta(seconds=_FRESH_S),
         }
 
-    def client(self) -> Any:
-        """Botocore's own client, for the few calls that obstore lacks."""
+    def client(self, retries: int) -> Any:
+        """Botocore's own client, for what obstore lacks or does worse.
+
+        Args:
+            retries: A request that failed in a way that may pass is made again so often.
+        """
         config = botocore.config.Config(
             s3={"addressing_style": "path" if self.path_style else "auto"},
             connect_timeout=self.timeout_s,
             read_timeout=self.timeout_s,
-            retries={"max_attempts": 1},
+            retries={"max_attempts": retries},
+            max_pool_connections=_CONNECTIONS,
+            response_checksum_validation="when_required",  # what is read is hashed by us
         )
         return self.session.create_client("s3", endpoint_url=self.endpoint_url, region_name=self.region, config=config)
 

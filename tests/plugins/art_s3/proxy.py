@@ -23,6 +23,8 @@ class Spoil:
     answer: Callable[[str, str], tuple[int, str] | None] = lambda method, path: None
     """Method and path to a status and an S3 error code to answer with."""
     drop_headers: tuple[str, ...] = ()
+    cut: Callable[[str, str], int | None] = lambda method, path: None
+    """Method and path to the bytes after which an answer breaks off; None: it is whole."""
     hang: threading.Event = field(default_factory=threading.Event)
     """Set: an answer of status 0 is never given."""
     seen: list[tuple[str, str]] = field(default_factory=list)
@@ -62,7 +64,9 @@ def proxy(target: str, spoil: Spoil) -> Iterator[str]:
             self.send_header("content-length", length or str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body)
+                cut = spoil.cut(self.command, self.path)
+                self.wfile.write(body[:cut])
+                self.close_connection |= cut is not None
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
 
