@@ -2,16 +2,17 @@
 
 ``store`` is what the store does with a file of a checkpoint: up, in parts where it is large, and hashed; down, hashed
 and forced to the disk. The others hash nothing, and what they got is forced to the disk as well: obstore by itself,
-boto3's transfer manager, and s3fs where it is installed. (boto3 over awscrt takes no endpoint with a port.) ``down`` is
-into a file on a disk; ``down_memory`` the same into a file system in memory, where forcing costs nothing and the hash
-therefore shows most. Rounds take turns. Without ``--endpoint`` the server is moto's, in a process of its own; on
-loopback the server and the client share the processors, so only ratios mean something, and nothing is said about a
-network.
+boto3's transfer manager, down also botocore's bare call, and s3fs where it is installed. (boto3 over awscrt takes no
+endpoint with a port.) ``down`` is into a file on a disk; ``down_memory`` the same into a file system in memory, where
+forcing costs nothing and the hash therefore shows most. Rounds take turns. Without ``--endpoint`` the server is moto's,
+in a process of its own; on loopback the server and the client share the processors, so only ratios mean something, and
+nothing is said about a network.
 
-    python benchmarks/store_transfer.py [--megabytes 10 50 175] [--rounds 7] [--endpoint URL] [--directory DIR]
+    python benchmarks/store_transfer.py [--megabytes 10 50 175] [--rounds 15] [--endpoint URL] [--directory DIR]
 
 With ``--endpoint`` the AWS chain gives the credentials. Ceph's RGW starts and gives both by ``python -m
-tests.servers.rgw python benchmarks/store_transfer.py``. The last line of output is one JSON document.
+tests.servers.rgw python benchmarks/store_transfer.py --rounds 3`` (more fill its store). The last line of output is one
+JSON document.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from art_core.file_record import record
 
 BUCKET = "art-bench"
 MEMORY = Path("/dev/shm")
-Client = tuple[Callable[[Path], object], Callable[[Path], object]]
-"""Puts a file up; gets it down into a path and forces it to the disk."""
+Client = tuple[Callable[[Path], object] | None, Callable[[Path], object]]
+"""Puts a file up, where it carries large ones; gets it down into a path and forces it to the disk."""
 
 
 @contextmanager
@@ -78,6 +79,12 @@ def clients(endpoint: str, loop: asyncio.AbstractEventLoop) -> dict[str, Client]
             for piece in obstore.get(ours._store, "obstore").stream(256 << 10):
                 file.write(piece)
 
+    def got(path: Path) -> None:
+        body = s3.get_object(Bucket=BUCKET, Key="boto3")["Body"]
+        with path.open("wb", buffering=0) as file:
+            while piece := body.read(1 << 20):
+                file.write(piece)
+
     made: dict[str, Client] = {
         "store": (
             lambda path: loop.run_until_complete(up(path)),
@@ -88,6 +95,7 @@ def clients(endpoint: str, loop: asyncio.AbstractEventLoop) -> dict[str, Client]
             lambda path: s3.upload_file(str(path), BUCKET, "boto3"),
             forced(lambda path: s3.download_file(BUCKET, "boto3", str(path))),
         ),
+        "botocore": (None, forced(got)),
     }
     if find_spec("s3fs"):
         import s3fs
@@ -120,12 +128,13 @@ def measure(made: dict[str, Client], megabytes: int, rounds: int, directory: Pat
         targets = {"down": Path(here) / "target", "down_memory": Path(memory) / "target"}
         for _ in range(rounds + 1):
             for name, (up, down) in made.items():
-                seconds["up"][name].append(timed(up, source))
+                if up is not None:
+                    seconds["up"][name].append(timed(up, source))
                 for way, target in targets.items():
                     seconds[way][name].append(timed(down, target))
                     target.unlink()
     speeds = {
-        way: {name: round(megabytes / statistics.median(values[1:]), 1) for name, values in by_name.items()}
+        way: {name: round(megabytes / statistics.median(values[1:]), 1) for name, values in by_name.items() if values}
         for way, by_name in seconds.items()
     }
     share = {
@@ -146,7 +155,7 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 50, 175])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--endpoint", default=os.environ.get("ART_TEST_S3"))
     parser.add_argument("--directory", type=Path, help="On the disk in question; default: the temporary directory.")
     arguments = parser.parse_args()
