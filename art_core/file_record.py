@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from pydantic import BaseModel, ConfigDict, Field
 
 from art_core import disk
+from art_core.daemon import spawn
 from art_core.errors import CheckpointCorruptError
 
 _PIECE_BYTES = 256 << 10  # small enough for a processor's own cache
@@ -111,8 +112,8 @@ def receive(pieces: Iterable[bytes | memoryview], path: Path, limit_bytes: int) 
     size, forced_bytes, written, forced = 0, 0, SimpleQueue[int | None](), Future[None]()
     forced.set_result(None)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with disk.opened(path, flags) as fd, ThreadPoolExecutor(2, thread_name_prefix="art-receive") as aside:
-        hashed = aside.submit(_hash_behind, fd, written)
+    with disk.opened(path, flags) as fd:
+        hashed = spawn(_hash_behind, fd, written)
         try:
             for piece in pieces:
                 disk.write_all(fd, piece)
@@ -122,11 +123,12 @@ def receive(pieces: Iterable[bytes | memoryview], path: Path, limit_bytes: int) 
                     break
                 if size - forced_bytes >= _FORCE_BYTES and forced.done():
                     forced.result()  # a disk tells of an error once
-                    forced, forced_bytes = aside.submit(os.fsync, fd), size
+                    forced, forced_bytes = spawn(os.fsync, fd), size
             forced.result()
             os.fsync(fd)
         finally:
             written.put(None)
+            hashed.exception(), forced.exception()  # both have ended before the file is closed
         return FileRecord(size_bytes=size, sha256=hashed.result())
 
 

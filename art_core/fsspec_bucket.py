@@ -22,9 +22,9 @@ from fsspec.spec import AbstractFileSystem
 
 from art_core import disk, file_record
 from art_core.bucket import StoredObject
+from art_core.daemon import in_daemon
 from art_core.errors import ArtError, CapabilityError, ConfigError, StoreError, StoreUnavailableError
 from art_core.file_record import FileRecord
-from art_core.local_store import in_thread
 
 R = TypeVar("R")
 
@@ -217,14 +217,14 @@ class FsspecBucket:
         return StoredObject(path[len(self._root) :].lstrip("/"), int(info["size"]), float(modified), tag)
 
     async def _call(self, what: str, work: Callable[[], R]) -> R:
-        def locked() -> R:
+        def locked(_: threading.Event) -> R:
             with _errors(f"{what} in {self._url}"):
                 if self._lock is None:
                     return work()
                 with self._lock:
                     return work()
 
-        return await in_thread(locked)
+        return await in_daemon(locked)
 
 
 class MemoryBucket(FsspecBucket):

@@ -16,9 +16,9 @@ from obstore.store import S3Store
 
 from art_core import disk, file_record
 from art_core.bucket import StoredObject
+from art_core.daemon import in_daemon, until
 from art_core.file_record import FileRecord
 from art_s3 import body
-from art_s3.call import in_daemon, until
 from art_s3.credential import account
 from art_s3.failure import s3_errors
 from art_s3.options import S3StoreOptions

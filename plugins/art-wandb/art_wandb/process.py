@@ -24,9 +24,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from art_core.daemon import PATIENCE_S, in_daemon
 from art_core.disk import remove_directory
 from art_core.errors import StoreError, StoreUnavailableError, from_wire
-from art_core.local_store import in_thread
 from art_core.process import Child, close_in_forks, close_private, kill_group
 
 IDLE_S = 60.0
@@ -47,7 +47,7 @@ class WandbProcess:
         self._connection: _Connection | None = None
 
     async def call(self, method: str, timeout_s: float, data: Mapping[str, Any]) -> Any:
-        """Make a call from a coroutine; one that is cancelled is waited for.
+        """Make a call from a coroutine; one that is cancelled may go on for as long as the process does.
 
         Args:
             method: Of `art_wandb.desk.Desk`.
@@ -58,7 +58,7 @@ class WandbProcess:
             StoreUnavailableError: W&B can't be reached right now, or did not answer in time.
             StoreError: It refuses.
         """
-        return await in_thread(self.call_here, method, timeout_s, data)
+        return await in_daemon(lambda _: self.call_here(method, timeout_s, data))
 
     def call_here(self, method: str, timeout_s: float, data: Mapping[str, Any]) -> Any:
         """The same, in this thread, which has no event loop that runs."""
@@ -146,12 +146,12 @@ class _Connection:
         return found["result"]
 
     def close(self) -> None:
-        """Let it send what is left; what takes longer than it may is lost."""
+        """Let it send what is left; what takes longer than it may is lost. Nobody waits for calls left behind."""
         try:
             self._ours.shutdown(socket.SHUT_WR)
         except OSError:
             return  # it has ended
-        if not self._gone.wait(_STOP_S):
+        if not self._gone.wait(PATIENCE_S if self._answers else _STOP_S):
             self.kill()
 
     def kill(self) -> None:

@@ -25,6 +25,8 @@ class Spoil:
     drop_headers: tuple[str, ...] = ()
     cut: Callable[[str, str], int | None] = lambda method, path: None
     """Method and path to the bytes after which an answer breaks off; None: it is whole."""
+    stall: bool = False
+    """What breaks off stays open, and nothing more comes."""
     hang: threading.Event = field(default_factory=threading.Event)
     """Set: an answer of status 0 is never given."""
     seen: list[tuple[str, str]] = field(default_factory=list)
@@ -66,6 +68,8 @@ def proxy(target: str, spoil: Spoil) -> Iterator[str]:
             if self.command != "HEAD":
                 cut = spoil.cut(self.command, self.path)
                 self.wfile.write(body[:cut])
+                if cut is not None and spoil.stall:
+                    spoil.hang.wait()
                 self.close_connection |= cut is not None
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
