@@ -28,7 +28,7 @@ from pathlib import Path
 
 from art_core import disk
 from art_core.base_model import BaseIdentity
-from art_core.checkpoint import ADAPTER, OPTIMIZER, Checkpoint, write_manifest
+from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER, Checkpoint, write_manifest
 from art_core.file_store import FileStore
 from art_core.local_store import LocalStore
 from art_core.run import RunDirectory
@@ -63,7 +63,7 @@ def timed_cp(source: Path, target: Path) -> float:
 def measure(root: Path, megabytes: int, rounds: int, loop: asyncio.AbstractEventLoop) -> dict[str, object]:
     """Median seconds of each, and their ratio to ``cp``; the first round warms up."""
     adapter = megabytes * 1_000_000 // 3  # the optimizer's two moments are twice the adapter
-    contents = {ADAPTER: os.urandom(adapter), OPTIMIZER: os.urandom(2 * adapter)}
+    contents = {ADAPTER: os.urandom(adapter), ADAPTER_CONFIG: b"{}", OPTIMIZER: os.urandom(2 * adapter)}
     run, copies = RunDirectory(root / "bench" / "models" / "run"), FileStore(root / "copies")
     seconds: dict[str, list[float]] = {"cp": [], "local": [], "copy": []}
     for step in range(rounds + 1):
