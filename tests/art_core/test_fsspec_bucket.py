@@ -33,7 +33,7 @@ from art_core.object_layout import keys_of, place_of
 from art_core.object_store import ObjectStore
 from art_core.protocols.store import StoreEntry
 from art_core.run_key import RunKey
-from art_core.testing.condition import LONGEST_S
+from art_core.testing.condition import LONGEST_S, TOLD_S, within
 from tests.staged import stage_step
 
 KEY = RunKey("p", "r")
@@ -278,3 +278,15 @@ async def test_a_driver_with_one_connection_is_called_one_at_a_time(
     monkeypatch.setattr(FailingFileSystem, "put_file", put_file)
     await store(f"failing://{uuid.uuid4().hex}").commit(KEY, stage_step(tmp_path / KEY.run, 1))
     assert len(uploads) == 4 and met.broken, "two uploads were under way at once"
+
+
+async def test_nobody_waits_for_a_driver_that_does_not_answer(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go = threading.Event(), threading.Event()
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *_, **__: asked.set() or go.wait())
+    call = asyncio.create_task(MemoryBucket(url, {}).get("key", 1))
+    await asyncio.to_thread(asked.wait)
+    with within(TOLD_S, "a cancelled call ends"):
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    go.set()

@@ -8,7 +8,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
-PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 20
 _RESUMES = 3
 """So often a body is asked for again without anything having come."""
 _GONE = ("NoSuchKey", "404")
@@ -23,7 +23,11 @@ def pieces(client: Any, bucket: str, key: str) -> Iterator[bytes] | None:
         key: The object's.
 
     Returns:
-        Its bytes in pieces; None where there is no such object.
+        Its bytes in pieces of 1 MB; None where there is no such object.
+
+    Raises:
+        BotoCoreError: It can't be reached, or has broken off too often without anything new.
+        ClientError: The server refuses, or it is another object by now.
     """
     where = {"Bucket": bucket, "Key": key}
     try:
@@ -40,7 +44,7 @@ def _resumed(client: Any, where: dict[str, str], found: Any) -> Iterator[bytes]:
     while True:
         try:
             with closing(found["Body"]) as body:
-                while piece := body.read(PIECE_BYTES):
+                while piece := body.read(_PIECE_BYTES):
                     at, vain = at + len(piece), 0
                     yield piece
             return

@@ -58,14 +58,23 @@ class WandbProcess:
             StoreUnavailableError: W&B can't be reached right now, or did not answer in time.
             StoreError: It refuses.
         """
-        return await in_daemon(lambda _: self.call_here(method, timeout_s, data))
+        return await in_daemon(lambda given_up: self.call_here(method, timeout_s, data, given_up))
 
-    def call_here(self, method: str, timeout_s: float, data: Mapping[str, Any]) -> Any:
-        """The same, in this thread, which has no event loop that runs."""
+    def call_here(
+        self, method: str, timeout_s: float, data: Mapping[str, Any], given_up: threading.Event | None = None
+    ) -> Any:
+        """The same, in this thread, which has no event loop that runs.
+
+        Args:
+            method: As above.
+            timeout_s: As above.
+            data: As above.
+            given_up: Set once nobody wants the answer any more.
+        """
         for last in (False, True):
             connection = self._connected()
             try:
-                return connection.call(method, timeout_s, data)
+                return connection.call(method, timeout_s, data, given_up or threading.Event())
             except _IdleError as error:  # it was about to end, for want of work
                 if last:
                     raise StoreUnavailableError(f"the W&B process ended when {method} was called; try again") from error
@@ -109,7 +118,7 @@ class _Connection:
         self.ended = False
         self._gone = threading.Event()
         self._directory = Path(tempfile.mkdtemp(prefix="art-wandb-"))
-        self._answers: dict[int, Future[dict[str, Any]]] = {}
+        self._answers: dict[int, tuple[Future[dict[str, Any]], threading.Event]] = {}
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._next = 0
@@ -123,14 +132,14 @@ class _Connection:
             self._child = asyncio.run(launched)
         threading.Thread(target=self._read, daemon=True, name="art-wandb").start()
 
-    def call(self, method: str, timeout_s: float, data: Mapping[str, Any]) -> Any:
+    def call(self, method: str, timeout_s: float, data: Mapping[str, Any], given_up: threading.Event) -> Any:
         answer: Future[dict[str, Any]] = Future()
         with self._lock:
             if self.ended:
                 raise _IdleError
             self._next += 1
             number = self._next
-            self._answers[number] = answer
+            self._answers[number] = answer, given_up
         try:
             self._send({"call": number, "method": method, **data})
         except OSError as error:
@@ -146,12 +155,14 @@ class _Connection:
         return found["result"]
 
     def close(self) -> None:
-        """Let it send what is left; what takes longer than it may is lost. Nobody waits for calls left behind."""
+        """Let it send what is left; what takes longer than it may is lost. Calls left behind are hardly waited for."""
         try:
             self._ours.shutdown(socket.SHUT_WR)
         except OSError:
             return  # it has ended
-        if not self._gone.wait(PATIENCE_S if self._answers else _STOP_S):
+        with self._lock:
+            left_behind = any(given_up.is_set() for _, given_up in self._answers.values())
+        if not self._gone.wait(PATIENCE_S if left_behind else _STOP_S):
             self.kill()
 
     def kill(self) -> None:
@@ -171,7 +182,7 @@ class _Connection:
                         break  # killed in the middle of an answer
                     found = json.loads(line)
                     with self._lock:
-                        self._answers.pop(found["call"]).set_result(found)
+                        self._answers.pop(found["call"])[0].set_result(found)
             except ConnectionResetError:
                 self.ended = True  # killed before it had read all
         status = asyncio.run(self._child.exited())
@@ -180,7 +191,7 @@ class _Connection:
             left, self._answers = self._answers, {}
         with self._sending:
             close_private(self._ours.detach())
-        for each in left.values():
+        for each, _ in left.values():
             text = self._child.died(status)
             each.set_exception(
                 _IdleError() if status == 0 else StoreUnavailableError(f"the W&B process is gone: {text}")
