@@ -45,15 +45,23 @@ async def victim(root: Path, base_model: Path, steps: int, stopped_at: int | Non
 async def until(process: Process, *words: str) -> list[str]:
     """Read lines until one that starts with one of the words, and return its words."""
     assert process.stdout is not None and process.stderr is not None
-    while line := (await process.stdout.readline()).decode().split():
-        if line[0] in words:
-            return line
+    async with asyncio.timeout(LONGEST_S):
+        while line := (await process.stdout.readline()).decode().split():
+            if line[0] in words:
+                return line
     raise AssertionError(f"the client ended before it said {words}: {(await process.stderr.read()).decode()[-2000:]}")
+
+
+async def stopped(process: Process) -> None:
+    """Wait until it has stopped itself: it says so before, and a SIGCONT that comes too early wakes nobody."""
+    client = psutil.Process(process.pid)
+    await waiting(lambda: client.status() == psutil.STATUS_STOPPED, "the client has stopped itself")
 
 
 async def ended(process: Process) -> None:
     """Wait for its end, which must be a good one."""
-    _, errors = await process.communicate()
+    async with asyncio.timeout(LONGEST_S):
+        _, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()[-2000:]
 
 
@@ -102,10 +110,11 @@ async def test_nine_steps_are_three_a_kill_a_resume_and_the_rest_bit_for_bit(tmp
 
 async def test_trainer_killed_mid_step_is_started_again(tmp_path: Path, tiny_model: Path) -> None:
     async with victim(tmp_path, tiny_model, 3, stopped_at=1) as process:
-        await until(process, "training")
+        await stopped(process)
         trainer = parts_of(process)["trainer"]
         trainer.suspend()
         process.send_signal(signal.SIGCONT)
+        assert await until(process, "training") == ["training", "1"]
         with pytest.raises(TimeoutError):  # the step waits for it
             await asyncio.wait_for(until(process, "served", "error"), 0.5)
         trainer.kill()
@@ -124,7 +133,7 @@ async def test_trainer_killed_mid_step_is_started_again(tmp_path: Path, tiny_mod
 
 async def test_engine_killed_mid_step_the_step_is_published_once_it_is_back(tmp_path: Path, tiny_model: Path) -> None:
     async with victim(tmp_path, tiny_model, 2, stopped_at=1) as process:
-        await until(process, "training")
+        await stopped(process)
         family, parts = psutil.Process(process.pid).children(recursive=True), parts_of(process)
         parts["trainer"].suspend()  # so that the step goes on
         process.send_signal(signal.SIGCONT)
