@@ -119,6 +119,15 @@ class Life:
         assert (await self.ask(self.model.name)).model == route.policy.name
 
 
+async def asked_for_a_step(door: LocalBackend, model: art.TrainableModel) -> None:
+    """Wait until the trainer, whose process is suspended, is asked for a step.
+
+    One that is killed before that is started again by the same call of train, which then succeeds.
+    """
+    position = door._sessions[model.project, model.name].backend.position
+    await until(lambda: position.step is None, "the trainer is asked for a step")
+
+
 async def finish(stream: Any) -> str:
     """How a stream ends: ``cut`` with an error, or as its last chunk says; empty where it just stops."""
     reason = ""

@@ -15,6 +15,7 @@ from art.local import LocalBackend
 from art_core.checkpoint import ADAPTER, verify
 from tests.flow.agent import gather
 from tests.plugins.art_torchtune.kill import killed, trainer_process
+from tests.plugins.life import asked_for_a_step
 
 pytestmark = pytest.mark.heavy
 
@@ -35,8 +36,7 @@ async def test_a_run_goes_on_with_torchtune_and_survives_a_kill_mid_step(
                 process = trainer_process()
                 process.suspend()
                 step = asyncio.create_task(backend.train(model, groups, learning_rate=1e-3))
-                with pytest.raises(TimeoutError):  # the step waits for it
-                    await asyncio.wait_for(asyncio.shield(step), 0.5)
+                await asked_for_a_step(backend, model)
                 await killed(process, step)
                 assert model.get_inference_name() == "m@2"
                 assert (await backend.train(model, groups, learning_rate=1e-3)).step == 3

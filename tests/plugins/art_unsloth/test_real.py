@@ -28,6 +28,7 @@ from art_core.testing.condition import TOLD_S, until, within
 from art_core.worker import TrainerWorker
 from tests.flow.agent import by_length, gather
 from tests.plugins.art_torch.trainer_case import digests, make_batch, spec, started
+from tests.plugins.life import asked_for_a_step
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 
@@ -108,7 +109,11 @@ async def test_killed_mid_step_the_last_step_is_served_and_the_next_train_works(
         await model.register(backend)
         groups = await gather(model, by_length)
         assert (await backend.train(model, groups, learning_rate=1e-3)).metrics["publish/proved"] == 1.0
-        await _killed_while_stopped(backend.train(model, groups, learning_rate=1e-3))
+        process = _process(psutil.Process())
+        process.suspend()
+        step = asyncio.ensure_future(backend.train(model, groups, learning_rate=1e-3))
+        await asked_for_a_step(backend, model)
+        await _ends_with_an_error(process.pid, step)
         assert model.get_inference_name() == "m@1"
         result = await backend.train(model, groups, learning_rate=1e-3)
         assert (result.step, result.metrics["publish/proved"]) == (2, 1.0)
