@@ -196,7 +196,8 @@ def remove_directory(directory: Path) -> None:
         try:
             shutil.rmtree(directory)
         except FileNotFoundError:
-            return
+            if not directory.exists():  # else it was something in it that another was faster to remove
+                return
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:
                 raise

@@ -283,3 +283,21 @@ def test_a_directory_that_is_filled_while_it_is_removed_is_removed_all_the_same(
     monkeypatch.setattr(os, "rmdir", filled_first)
     remove_directory(directory)
     assert not directory.exists() and not list(late)
+
+
+def test_a_directory_whose_files_another_removes_meanwhile_is_removed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a process that works there has not ended yet."""
+    directory, unlink = tmp_path / "private", os.unlink
+    directory.mkdir()
+    for name in ("one", "other"):
+        (directory / name).touch()
+
+    def too_late(path: str, **where: int) -> None:
+        unlink(path, **where)
+        unlink(path, **where)
+
+    monkeypatch.setattr(os, "unlink", too_late)
+    remove_directory(directory)
+    assert not directory.exists()
