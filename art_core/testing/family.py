@@ -6,7 +6,8 @@ import asyncio
 import multiprocessing
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import psutil
@@ -21,6 +22,13 @@ async def survivors(processes: Sequence[psutil.Process], timeout_s: float = 60.0
     """Those that have not ended after the time-out."""
     _, alive = await asyncio.to_thread(psutil.wait_procs, processes, timeout_s)
     return [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill with -9; with one process those that hang on it end by themselves, be it before they are reached."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 async def outlived(start: Callable[[], Awaitable[object]], timeout_s: float = 600.0) -> tuple[int, list[int]]:
@@ -40,20 +48,20 @@ async def outlived(start: Callable[[], Awaitable[object]], timeout_s: float = 60
     try:
         if not await asyncio.to_thread(here.poll, timeout_s):
             raise TimeoutError(f"the call took longer than {timeout_s:g} s")
-        started = [psutil.Process(pid) for pid in here.recv()]
+        here.recv()
+        started = psutil.Process(owner.pid).children(recursive=True)
     finally:
         os.kill(owner.ident or 0, signal.SIGKILL)
         await asyncio.to_thread(owner.join)
     left = await survivors(started)
-    for process in left:
-        process.kill()
+    kill(left)
     return len(started), [process.pid for process in left]
 
 
 def _own(parent: Connection, start: Callable[[], Awaitable[object]]) -> None:
     async def run() -> None:
         await start()
-        parent.send(list(descendants()))
+        parent.send(True)
         await asyncio.Event().wait()
 
     asyncio.run(run())

@@ -20,6 +20,7 @@ from art_core.policy import ProofKind
 from art_core.protocols.publisher import Publisher
 from art_core.step import Probe
 from art_core.testing.adapter import AdapterShape
+from art_core.testing.condition import until
 from art_core.testing.memory_engine import Fault, MemoryEngine, logprobs, slot_of
 from art_core.testing.promise import promised, refused
 from art_core.testing.shelf import Shelf
@@ -74,7 +75,7 @@ class PublisherCase:
     @pytest_asyncio.fixture(loop_scope="session")
     async def bench(self, part: PublisherPart, options: PartOptions, tmp_path: Path) -> PublisherBench:
         """A publisher's bench, nothing published yet."""
-        return PublisherBench(part, options, await _steps(tmp_path))
+        return PublisherBench(part, options, await steps(tmp_path))
 
 
 class PublisherProofs(PublisherCase):
@@ -163,7 +164,8 @@ class PublisherFailures(PublisherCase):
         publisher = await bench.served(bench.publisher(PROVING))
         bench.engine.fault = Fault.HANGS
         call = asyncio.ensure_future(publisher.publish("kit@1", bench.steps[1]))
-        await bench.engine.loading.wait()
+        loading = bench.engine.loading
+        await until(lambda: loading.is_set() or call.done(), "the engine is asked to load the step")
         call.cancel()
         outcome = (await asyncio.gather(call, return_exceptions=True))[0]
         promised(isinstance(outcome, asyncio.CancelledError), "a cancelled publish raises CancelledError", outcome)
@@ -199,7 +201,8 @@ async def nothing_left(bench: PublisherBench, publisher: Publisher, declared: Ca
     promised(proved or Capability.WEIGHT_PROOF not in declared, "after a failure the same step can be published")
 
 
-async def _steps(root: Path) -> list[StoredCheckpoint]:
+async def steps(root: Path) -> list[StoredCheckpoint]:
+    """Steps 0 and 1 of a run below a directory, stored."""
     base = root / "base"
     base.mkdir()
     config = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}

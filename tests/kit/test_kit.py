@@ -5,13 +5,25 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
+from signal import SIGKILL
+from subprocess import Popen
 
 import pytest
+from psutil import Process
 
 import art_core.testing
+from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.capability import FULL, Capabilities, Capability
-from art_core.errors import EngineError, EngineUnavailableError
+from art_core.checkpoint import StoredCheckpoint
+from art_core.errors import EngineError, EngineUnavailableError, PublishError
+from art_core.part import PublisherPart
+from art_core.policy import PublishedPolicy
+from art_core.testing import PublisherFailures
+from art_core.testing.condition import LONGEST_S
+from art_core.testing.family import kill
 from art_core.testing.promise import need, promised, refused
+from art_core.testing.publisher import PublisherBench, steps
 from tests.architecture.source import CORE, python_files, tree
 
 CLASSES = [each for name, each in vars(art_core.testing).items() if name.endswith("Conformance")]
@@ -70,3 +82,29 @@ def test_a_broken_promise_is_named_with_what_was_seen() -> None:
         raise KeyError("x")
     with pytest.raises(pytest.skip.Exception, match="'score' is not declared"):
         need(Capabilities(), Capability.SCORE)
+
+
+def test_killing_goes_on_where_one_has_ended_already() -> None:
+    """As where processes hang on each other: killing the first ends the second before its turn."""
+    first, second = (Popen(["sleep", "600"]) for _ in range(2))
+    processes = [Process(each.pid) for each in (first, second)]
+    first.kill()
+    first.wait()
+    kill(processes)
+    assert second.wait(LONGEST_S) == -SIGKILL
+
+
+class Forgetful(ReloadPublisher):
+    """Fails before it has the engine load anything."""
+
+    async def publish(self, name: str, stored: StoredCheckpoint) -> PublishedPolicy:
+        if name == "kit@1":
+            raise PublishError("no")
+        return await super().publish(name, stored)
+
+
+async def test_a_publish_that_never_comes_to_the_engine_is_not_waited_for(tmp_path: Path) -> None:
+    part = PublisherPart(name="reload", options=ReloadOptions, create=Forgetful)
+    bench = PublisherBench(part, ReloadOptions(), await steps(tmp_path))
+    with pytest.raises(pytest.fail.Exception, match="a cancelled publish raises CancelledError; seen: no"):
+        await PublisherFailures().test_a_cancelled_publish_leaves_nothing_loaded(bench)

@@ -12,7 +12,7 @@ from art_core.base_model import base_digest
 from art_core.errors import ConfigError, EngineUnavailableError
 from art_core.testing.adapter import AdapterShape
 from art_core.testing.engine.bench import BASE, EngineBench, EngineCase
-from art_core.testing.family import descendants, outlived, survivors
+from art_core.testing.family import descendants, kill, outlived, survivors
 from art_core.testing.promise import promised, refused
 
 
@@ -50,8 +50,7 @@ class EngineLife(EngineCase):
         """Calls to an engine that has died are EngineUnavailableError; `stop` never raises, however often."""
         stored = await bench.shelf.store(AdapterShape(1))
         promised(bench.processes, "the engine runs in a process of its own")
-        for process in bench.processes:
-            process.kill()
+        kill(bench.processes)
         with refused(EngineUnavailableError, "health of a dead engine"):
             await bench.engine.health()
         with refused(EngineUnavailableError, "load_adapter on a dead engine"):

@@ -16,6 +16,7 @@ from art_core.capability import Capability
 from art_core.checkpoint import ADAPTER, OPTIMIZER
 from art_core.errors import CheckpointCorruptError
 from art_core.testing.adapter import DAMAGES, AdapterShape, write_adapter
+from art_core.testing.condition import LONGEST_S
 from art_core.testing.promise import need, promised, refused
 from art_core.testing.trainer.bench import LARGE, TrainerBench, TrainerCase
 
@@ -72,7 +73,7 @@ class TrainerResumes(TrainerCase):
                 save_file(moments, saved / OPTIMIZER, {"layout": "another trainer's"})
             with optimizer_warning() as heard:
                 await bench.reset(saved)
-                said = not moments or await asyncio.to_thread(heard.wait, 10)
+                said = not moments or await asyncio.to_thread(heard.wait, LONGEST_S)
             promised(said, "a warning says that the optimizer starts afresh, and not with the saved state")
             await bench.trainer.step(bench.batch(1), LARGE)
             states.append(await bench.state())

@@ -17,6 +17,7 @@ from art_core.checkpoint import ADAPTER, ADAPTER_CONFIG, OPTIMIZER
 from art_core.config import LoRAConfig
 from art_core.errors import CapabilityError, CheckpointError, ConfigError
 from art_core.testing.adapter import adaptable_modules
+from art_core.testing.family import survivors
 from art_core.testing.promise import promised, refused
 from art_core.testing.trainer.bench import LARGE, TrainerBench, TrainerCase
 
@@ -131,7 +132,7 @@ class TrainerLife(TrainerCase):
         left = {process.pid for process in psutil.Process().children(recursive=True)}
         ended = [process for pid, process in before.items() if pid not in left]
         promised(ended, "stop ends the trainer's process")
-        orphans = [process for process in ended if process.is_running()]
+        orphans = await survivors(ended)
         promised(not orphans, "stop ends every process that the trainer has started", orphans)
 
     async def test_it_stops_twice_and_starts_again(self, bench: TrainerBench) -> None:
