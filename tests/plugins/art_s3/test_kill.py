@@ -22,6 +22,7 @@ from art_s3.options import S3StoreOptions
 from art_core.checkpoint import Checkpoint, verify
 from art_core.object_store import ObjectStore
 from art_core.run_key import RunKey
+from art_core.testing.condition import LONGEST_S
 from tests.plugins.art_s3.place import Place
 from tests.staged import stage_step
 
@@ -86,7 +87,10 @@ async def kill_everywhere(place: Place, tmp_path: Path, work: str, **changes: An
         checkpoint = stage_step(tmp_path / str(point) / KEY.run, 2) if work == "commit" else None
         process = context.Process(target=victim, args=(options, point, work, checkpoint))
         process.start()
-        await asyncio.to_thread(process.join)
+        await asyncio.to_thread(process.join, LONGEST_S)
+        if process.is_alive():
+            process.kill()
+            pytest.fail(f"a victim of {work} still runs after {LONGEST_S:g} s")
         if process.exitcode != -signal.SIGKILL:
             assert process.exitcode == 0, "the victim failed by itself"
             return point

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from art_s3.bucket import S3Bucket
 
-from art_core.testing.condition import TOLD_S, within
+from art_core.testing.condition import LONGEST_S, TOLD_S, until, within
 from tests.plugins.art_s3.place import Place
 from tests.plugins.art_s3.proxy import Spoil, proxy
 
@@ -31,7 +31,7 @@ async def test_nobody_waits_for_a_silent_server(place: Place, server: str, tmp_p
     with proxy(server, Spoil(answer=answer)) as address:
         bucket = S3Bucket(place.options.model_copy(update={"endpoint_url": address, "part_bytes": 5 << 20}))
         call = asyncio.create_task(bucket.list("") if silent == "list-type" else bucket.upload("o", file))
-        await asyncio.to_thread(asked.wait)
+        await until(lambda: asked.is_set() or call.done(), "the server is asked")
         with within(TOLD_S, "a cancelled call ends"):
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -63,7 +63,7 @@ def test_a_program_ends_right_after_its_last_call(place: Place, server: str, tmp
             command = [sys.executable, "-c", PROGRAM, place.bucket, server, *cancelled]
             programs = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
             try:
-                ends = [(program.communicate(timeout=60)[1], program.returncode) for program in programs]
+                ends = [(program.communicate(timeout=LONGEST_S)[1], program.returncode) for program in programs]
             finally:
                 for program in programs:
                     program.kill()

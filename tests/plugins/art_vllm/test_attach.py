@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -27,7 +28,6 @@ from safetensors.numpy import load_file, save_file
 import art
 from art.local import LocalBackend
 from art_core.config import Environment, Timeouts
-from art_core.engine_server import listen
 from art_core.environment import interpreter
 from art_core.errors import (
     CapabilityError,
@@ -109,8 +109,10 @@ async def stock(
     here, there = root / "here", root / "there"
     here.mkdir()
     python = interpreter(ENVIRONMENT, Environment.read().cache, "cpu")
-    with listen() as free:
-        port = free.getsockname()[1]
+    ours = socket.socket()  # keeps the port from others until the server listens there, which takes it for free
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    ours.bind(("127.0.0.1", 0))
+    port = ours.getsockname()[1]
     serve = [python, "-m", "vllm.entrypoints.openai.api_server", f"--model={vllm_tool_model}", f"--port={port}"]
     serve += [f"--api-key={KEY}", "--host=127.0.0.1", f"--worker-extension-cls={EXTENSION}", *FLAGS.split()]
     serve += ["--served-model-name", "base", str(vllm_tool_model), str(root / "retrained")]
@@ -129,6 +131,7 @@ async def stock(
         await engine.stop()
         yield stock
     await child.stop(10)
+    ours.close()
 
 
 async def call_a_tool(model: art.TrainableModel) -> Any:

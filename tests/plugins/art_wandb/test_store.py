@@ -178,14 +178,12 @@ def kill_sdk() -> None:
 
 async def kills(server: WandbServer, work: Callable[[], Any], points: list[int], late: bool) -> int:
     """Do something again and again, killed at the first, second, … request that changes something; how often."""
-    changes = 0
+    changes = itertools.count(1)  # files go up side by side: none may be passed over
 
     def strike(method: str, asked: str) -> None:
-        nonlocal changes
-        if (asked.startswith("mutation") and "UpsertBucket" not in asked) or method == "PUT":
-            changes += 1
-            if changes == points[0]:
-                kill_sdk()
+        changing = (asked.startswith("mutation") and "UpsertBucket" not in asked) or method == "PUT"
+        if changing and next(changes) == points[0]:
+            kill_sdk()
 
     if late:
         server.done = strike
