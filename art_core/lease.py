@@ -2,7 +2,8 @@
 
 Each who wants it writes a mark of its own, then looks whether there are others: then at most one goes on, because of
 two marks the later one's owner sees the earlier. Who sees another takes its own away and tries again after a random
-while. The mark of one that was killed counts for a minute, by the server's clock.
+while, each time a longer one: where a request takes long, those who come back too soon would meet for ever. The mark
+of one that was killed counts for a minute, by the server's clock.
 
 What it does not guarantee: a holder that stands still for more than that minute and then goes on is not noticed. That
 is why a store that relies on it declares nothing, and why a run belongs on one machine there.
@@ -22,6 +23,7 @@ from art_core.errors import StoreUnavailableError
 LIFE_S = 60.0
 
 _WAIT_S = 2 * LIFE_S
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 5.0
 
 
 @asynccontextmanager
@@ -36,12 +38,13 @@ async def lease(bucket: Bucket, prefix: str, wait_s: float = _WAIT_S) -> AsyncIt
     Raises:
         StoreUnavailableError: Others held it all the while.
     """
-    key = f"{prefix}{uuid.uuid4().hex}"
+    key, pause_s = f"{prefix}{uuid.uuid4().hex}", _FIRST_PAUSE_S
     try:
         async with asyncio.timeout(wait_s):
             while not await _alone(bucket, prefix, key):
                 await bucket.delete([key])
-                await asyncio.sleep(random.uniform(0.02, 0.2))
+                await asyncio.sleep(random.uniform(0, pause_s))
+                pause_s = min(2 * pause_s, _LAST_PAUSE_S)
     except TimeoutError as error:
         await bucket.delete([key])
         raise StoreUnavailableError(f"others held the lease below {prefix!r} for {wait_s:g} s; try again") from error
