@@ -160,6 +160,8 @@ class Campaign:
                 told.take(line.rstrip("\n"))
         _, status = os.waitpid(victim, 0)
         killed = told.struck_s is not None and strike is not None and strike.role == CLIENT
+        if killed and status == 0:  # its life was over in the moment between the word and the blow
+            killed, told.struck_s = False, None
         assert os.waitstatus_to_exitcode(status) == (-signal.SIGKILL if killed else 0), told
         with deadline(GONE_S, "a process of a dead victim's is left"):
             reap()

@@ -30,10 +30,10 @@ SEED = 20261122
 
 
 @asynccontextmanager
-async def victim(root: Path, base_model: Path, steps: int, stopped_at: int | None = None) -> AsyncIterator[Process]:
-    """A running client; killed at the end where it still lives."""
-    command = (sys.executable, "-m", "tests.faults.victim", str(root), str(base_model), str(steps), str(stopped_at))
-    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
+async def victim(root: Path, base_model: Path, steps: int, *stopped_at: int) -> AsyncIterator[Process]:
+    """A running client, which stops itself at those steps; killed at the end where it still lives."""
+    command = (sys.executable, "-m", "tests.faults.victim", str(root), str(base_model), str(steps))
+    process = await asyncio.create_subprocess_exec(*command, *map(str, stopped_at), stdout=PIPE, stderr=PIPE)
     try:
         yield process
     finally:
@@ -109,7 +109,7 @@ async def test_nine_steps_are_three_a_kill_a_resume_and_the_rest_bit_for_bit(tmp
 
 
 async def test_trainer_killed_mid_step_is_started_again(tmp_path: Path, tiny_model: Path) -> None:
-    async with victim(tmp_path, tiny_model, 3, stopped_at=1) as process:
+    async with victim(tmp_path, tiny_model, 3, 1, 3) as process:
         await stopped(process)
         trainer = parts_of(process)["trainer"]
         trainer.suspend()
@@ -123,16 +123,18 @@ async def test_trainer_killed_mid_step_is_started_again(tmp_path: Path, tiny_mod
             assert await until(process, "error") == ["error", "TrainerUnavailableError", "True"]
         print(f"noticed after {time.perf_counter() - start:.2f} s")
         assert await until(process, "served") == ["served", "1"]
-        await until(process, "served")
+        assert await until(process, "served", "error") == ["served", "2"]
+        await stopped(process)  # else it may have ended before its children are looked at
         family = psutil.Process(process.pid).children(recursive=True)
-        await until(process, "served")
+        process.send_signal(signal.SIGCONT)
+        assert await until(process, "served", "error") == ["served", "3"]
         await ended(process)
         assert await survivors(family, LONGEST_S) == []
     assert len(stored_steps(tmp_path)) == 4
 
 
 async def test_engine_killed_mid_step_the_step_is_published_once_it_is_back(tmp_path: Path, tiny_model: Path) -> None:
-    async with victim(tmp_path, tiny_model, 2, stopped_at=1) as process:
+    async with victim(tmp_path, tiny_model, 2, 1, 2) as process:
         await stopped(process)
         family, parts = psutil.Process(process.pid).children(recursive=True), parts_of(process)
         parts["trainer"].suspend()  # so that the step goes on
@@ -140,7 +142,9 @@ async def test_engine_killed_mid_step_the_step_is_published_once_it_is_back(tmp_
         parts["engine"].kill()
         parts["trainer"].resume()
         assert await until(process, "served", "error") == ["served", "1"]
+        await stopped(process)
         family += psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGCONT)
         assert await until(process, "served", "error") == ["served", "2"]
         await ended(process)
         assert await survivors(family, LONGEST_S) == []
@@ -159,7 +163,8 @@ async def test_ctrl_c_mid_step(tmp_path: Path, tiny_model: Path, engine: str) ->
         else:
             await until(process, "training")
         process.send_signal(signal.SIGINT)
-        await process.communicate()
+        async with asyncio.timeout(LONGEST_S):
+            await process.communicate()
         assert process.returncode in (-signal.SIGINT, 130)
         assert await survivors(family, LONGEST_S) == []
     assert len(stored_steps(tmp_path)) >= 2
