@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -265,10 +266,11 @@ async def test_connections_of_another_engine_and_old_ones_are_not_taken(monkeypa
 
 
 async def test_an_address_that_nobody_listens_at() -> None:
-    async with serving(answering(WHOLE)) as (origin, _):
-        pass
-    with pytest.raises(EngineUnavailableError, match="ConnectionRefusedError"):
-        await ConnectionPool(POOL_S, POOL_S).take(origin)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody else can listen there meanwhile
+        origin, _ = Origin.of(f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(EngineUnavailableError, match="ConnectionRefusedError"):
+            await ConnectionPool(POOL_S, POOL_S).take(origin)
 
 
 @pytest.mark.parametrize(

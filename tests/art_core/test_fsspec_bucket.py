@@ -124,10 +124,11 @@ def test_a_driver_that_there_is_not_is_refused(url: str) -> None:
 
 
 def test_a_server_that_is_not_there_is_unavailable() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = free.getsockname()[1]
-    with pytest.raises(StoreUnavailableError, match=f"can't use ftp://me:…@127.0.0.1:{address}/x: Connection"):
-        open_bucket(f"ftp://me:secret@127.0.0.1:{address}/x", {})
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody else can listen there meanwhile
+        address = taken.getsockname()[1]
+        with pytest.raises(StoreUnavailableError, match=f"can't use ftp://me:…@127.0.0.1:{address}/x: Connection"):
+            open_bucket(f"ftp://me:secret@127.0.0.1:{address}/x", {})
 
 
 def test_no_message_shows_a_password() -> None:

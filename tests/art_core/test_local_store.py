@@ -32,6 +32,7 @@ from art_core.errors import (
 )
 from art_core.local_store import LocalStore
 from art_core.run import RunDirectory
+from art_core.testing.condition import LONGEST_S
 from tests.staged import BASE, stage_step
 
 store = LocalStore()
@@ -251,13 +252,13 @@ async def test_a_cancelled_commit_has_ended_when_it_returns(run: Path, monkeypat
 
     def rename(old: Path, new: Path) -> None:
         started.set()
-        go_on.wait()
+        go_on.wait(LONGEST_S)
         real_rename(old, new)
 
     checkpoint = stage_step(run, 1)
     monkeypatch.setattr(os, "rename", rename)
     commit = asyncio.create_task(store.commit(run, checkpoint))
-    await asyncio.to_thread(started.wait, 60)
+    assert await asyncio.to_thread(started.wait, LONGEST_S)
     commit.cancel()
     await asyncio.sleep(0)
     assert not commit.done()

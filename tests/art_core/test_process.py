@@ -115,7 +115,7 @@ async def test_unknown_command_is_named(tmp_path: Path) -> None:
     before = psutil.Process().num_fds()
     with pytest.raises(ProcessError, match="/no/such/program can't be started"):
         await Child.launch(["/no/such/program"], log_path=tmp_path / "log")
-    assert psutil.Process().num_fds() == before
+    assert psutil.Process().num_fds() <= before
 
 
 async def test_log_is_appended_and_the_tail_is_this_childs(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ async def test_a_private_directory_goes_with_a_child_that_was_killed(tmp_path: P
     private = tmp_path / "private"
     code = f"from pathlib import Path; attach_owner(private=Path({str(private)!r})); announce({{}})\n"
     child = await launch(tmp_path, code + WAIT, private=private)
-    await child.ready(30)
+    await child.ready(LONGEST_S)
     assert private.is_dir()
     os.kill(child.pid, signal.SIGKILL)
     assert await child.exited() == -signal.SIGKILL

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from art_core.file_record import receive, record, record_beside
-from art_core.testing.condition import TOLD_S
+from art_core.testing.condition import LONGEST_S
 
 NO_LIMIT = 1 << 40
 
@@ -48,7 +48,7 @@ def test_a_large_file_is_forced_as_it_comes(tmp_path: Path, monkeypatch: pytest.
     def large() -> Iterator[bytes]:
         for index in range(50):
             if index == 20:
-                assert asked.wait(TOLD_S)
+                assert asked.wait(LONGEST_S)
             yield bytes(1 << 20)
 
     monkeypatch.setattr(os, "fsync", fsync)

@@ -260,15 +260,17 @@ def test_no_request_gets_a_step_that_was_taken() -> None:
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
     for thread in threads:
         thread.start()
-    for step in range(1, 300):
-        route.flip(policy(step))
-        gone = route.take_idle(keep=3)
-        busy = route.in_flight()
-        wrong += [f"{each.name} taken while in use" for each in gone if each.step in busy]
-        taken.update(each.step for each in gone)
-    done.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for step in range(1, 300):
+            route.flip(policy(step))
+            gone = route.take_idle(keep=3)
+            busy = route.in_flight()
+            wrong += [f"{each.name} taken while in use" for each in gone if each.step in busy]
+            taken.update(each.step for each in gone)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
     assert not wrong
     assert route.in_flight() == {}
     assert len(route.take_idle(keep=1)) + len(taken) == 299

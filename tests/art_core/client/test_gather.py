@@ -85,7 +85,7 @@ async def test_when_one_is_raised_no_rollout_runs_on() -> None:
             [trajectory_group(endless() for _ in range(3)), trajectory_group([endless(), rollout(0, True)])]
         )
     assert cancelled == 4
-    assert asyncio.all_tasks() == before
+    assert asyncio.all_tasks() <= before
 
 
 async def test_a_caller_that_is_cancelled_leaves_nothing_running() -> None:
@@ -104,7 +104,7 @@ async def test_a_caller_that_is_cancelled_leaves_nothing_running() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert asyncio.all_tasks() == before
+    assert asyncio.all_tasks() <= before
 
 
 class TestCoroutinesThatReturnAGroup:
