@@ -138,7 +138,8 @@ async def test_killed_while_four_streams_run(alive: Alive) -> None:
     lease = alive.backend.route.lease(first)
     digests = {step: policy.proof.slot_digest for step, policy in alive.backend.route.current().served.items()}
     names = [f"phoenix@{first}", "phoenix"] * 2
-    streams = [await alive.ask(name, stream=True, max_tokens=400) for name in names]
+    endless = {"max_tokens": 400, "extra_body": {"ignore_eos": True}}
+    streams = [await alive.ask(name, stream=True, **endless) for name in names]
     for stream in streams:
         await anext(stream)
     killed = alive.engine
