@@ -137,14 +137,15 @@ class EngineClient:
     def retry_after_s(self) -> int | None:
         """What to tell a client whose request the engine did not answer; None: it need not ask again.
 
-        Clients ask again two or three times only, so they are told to come when the engine is likely to be back, and
-        never sooner than half of its last start.
+        Clients ask again two or three times only, so they are told to come when the engine is likely to be back, or,
+        where that is soon or overdue, after another start's time.
         """
         now, left_s = self._now, self._start_s
         if isinstance(now, Outage):
             if now.back_at_s is None:
                 return None
-            left_s = max(now.back_at_s - time.monotonic(), self._start_s / 2)
+            left_s = now.back_at_s - time.monotonic()
+            left_s = left_s if left_s > self._start_s / 2 else self._start_s
         return min(max(math.ceil(left_s), 1), _LONGEST_RETRY_AFTER_S)
 
     def close(self) -> None:
