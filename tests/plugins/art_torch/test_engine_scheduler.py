@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from art_torch.serve.reply import Choice
 from art_torch.serve.serving import Serving
 
 from art_core.errors import EngineError, NoRouteError
+from art_core.testing.condition import LONGEST_S
 from tests.plugins.art_torch.engine_sample import Reference, answer, ids, job, prompt, write_adapter
 
 
@@ -28,6 +32,27 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[Span]]:
 
     monkeypatch.setattr(ModelRunner, "forward", noted)
     return made
+
+
+@pytest.fixture
+def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], threading.Event]]:
+    """Call it to let so many forward passes be made, and further ones only once the event is set that it gives."""
+    events = []
+
+    def held_after(count: int) -> threading.Event:
+        go, forward, numbers = threading.Event(), ModelRunner.forward, itertools.count()
+        events.append(go)
+
+        def held(self: ModelRunner, spans: list[Span]) -> Any:
+            assert next(numbers) < count or go.wait(LONGEST_S)
+            return forward(self, spans)
+
+        monkeypatch.setattr(ModelRunner, "forward", held)
+        return go
+
+    yield held_after
+    for each in events:
+        each.set()
 
 
 def computed(passes: list[list[Span]]) -> int:
@@ -108,7 +133,9 @@ async def test_more_sequences_than_rows_wait(serving: Serving, passes: list[list
     assert max(len(spans) for spans in passes) == 16
 
 
-async def test_a_full_cache_preempts_and_loses_nothing(serving: Serving, passes: list[list[Span]]) -> None:
+async def test_a_full_cache_preempts_and_loses_nothing(
+    serving: Serving, passes: list[list[Span]], hold: Callable[[int], threading.Event]
+) -> None:
     wanted = [job("a", prompt(100, i), seed=i, max_tokens=60) for i in range(4)]
     plenty = [await answer(serving, one) for one in wanted]
     cache = serving.thread._scheduler._cache
@@ -118,15 +145,18 @@ async def test_a_full_cache_preempts_and_loses_nothing(serving: Serving, passes:
     cache.rows = cache.capacity = 0
     cache._layers = [cache._empty(shape, 0, 0) for shape in cache._shapes]
     passes.clear()
-    scarce = await asyncio.gather(*(answer(serving, one) for one in wanted))
+    go, calls = hold(0), [asyncio.ensure_future(answer(serving, one)) for one in wanted]
+    await asyncio.sleep(0)  # each has asked by now, so none can be through before the last has
+    go.set()
+    scarce = await asyncio.gather(*calls)
     assert [ids(c[0]) for c in scarce] == [ids(c[0]) for c in plenty]
     assert max(len(spans) for spans in passes) == 4 and cache.rows * cache.capacity <= 2 * 256
 
 
 async def test_unload_lets_running_requests_finish_and_keeps_their_slot(
-    serving: Serving, tiny_model: Path, engine_adapters: dict[str, Path], tmp_path: Path
+    serving: Serving, tiny_model: Path, engine_adapters: dict[str, Path], hold: Callable[[int], threading.Event]
 ) -> None:
-    p = prompt(30, 12)
+    p, go = prompt(30, 12), hold(1)
     with serving.run(job("a", p, max_tokens=150, stream=True)) as run:
         updates = run.updates()
         choice = Choice()
@@ -138,6 +168,7 @@ async def test_unload_lets_running_requests_finish_and_keeps_their_slot(
         serving.adapters.load("c", engine_adapters["b"])  # the third and last slot
         with pytest.raises(EngineError, match=r"no free slot.*\(1 of them"):
             serving.adapters.load("d", engine_adapters["b"])
+        go.set()
         async for update in updates:
             choice.add(update)
     assert len(choice.tokens) == 150
