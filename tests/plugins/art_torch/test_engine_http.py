@@ -218,7 +218,7 @@ async def test_unknown_models_are_404_never_the_base(engine_server: EngineServer
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/art/load", TEXT])
 async def test_every_route_wants_the_key(engine_server: EngineServer, path: str) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": engine_server.endpoint.api_key}):
-        async with httpx.AsyncClient(base_url=engine_server.endpoint.base_url, headers=headers) as client:
+        async with httpx.AsyncClient(base_url=engine_server.endpoint.base_url, headers=headers, timeout=60) as client:
             response = await (client.get(path) if path in ("/health", "/v1/models") else client.post(path, json={}))
             assert response.status_code == 401
             assert response.json()["error"]["type"] == "authentication_error"

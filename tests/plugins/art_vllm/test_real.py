@@ -227,7 +227,7 @@ async def test_tools_that_the_template_does_not_show_are_refused(bench: Bench) -
 
 async def test_administrative_routes_need_the_key_and_this_machine(bench: Bench) -> None:
     only_float32(bench)
-    async with httpx.AsyncClient(base_url=bench.endpoint.base_url) as stranger:
+    async with httpx.AsyncClient(base_url=bench.endpoint.base_url, timeout=60) as stranger:
         for path in ADMIN:
             assert (await stranger.post(path, json={})).status_code == 401
         assert (await stranger.get("/openapi.json")).status_code == 401
