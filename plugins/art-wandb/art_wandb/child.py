@@ -91,9 +91,9 @@ def serve(connection: socket.socket, directory: str, idle_s: float) -> None:
 
     desk = Desk(directory)
     answers = Answers(desk, connection)
-    buffer = b""
+    buffer, patience_s = b"", None  # the call that this was launched for is on its way, however long that is
     while True:
-        ready, _, _ = select.select([connection], [], [], idle_s)
+        ready, _, _ = select.select([connection], [], [], patience_s)
         if not ready:
             if answers.pending or desk.opened.observing:
                 continue
@@ -101,6 +101,7 @@ def serve(connection: socket.socket, directory: str, idle_s: float) -> None:
         data = connection.recv(1 << 16)
         if not data:
             break
+        patience_s = idle_s
         *lines, buffer = (buffer + data).split(b"\n")
         for line in lines:
             answers.take(line)
