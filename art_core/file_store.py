@@ -8,12 +8,13 @@ makes one winner among any number of committers, on every file system whose lock
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from art_core import disk
 from art_core.checkpoint import MANIFEST, Checkpoint, StoredCheckpoint, check_layout
-from art_core.errors import CheckpointCorruptError
+from art_core.errors import CheckpointCorruptError, StoreUnavailableError
 from art_core.file_record import corrupt
 from art_core.local_store import (
     commit_step,
@@ -29,6 +30,9 @@ from art_core.protocols.store import StoreEntry
 from art_core.run import LEFTOVERS, RunDirectory, run_path
 from art_core.run_key import RunKey, plain_keys
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _log = logging.getLogger("art.store")
 
 
@@ -36,11 +40,12 @@ class FileStore:
     """Keeps copies below a directory; see `art_core.protocols.store`.
 
     Args:
-        root: Directory of all projects; made when it is needed.
+        root: Directory of all projects; made when it is needed, but not again once it was seen.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._seen = False
 
     async def check(self) -> None:
         """Make sure that the directory is there, or can be made, and can be written."""
@@ -48,15 +53,15 @@ class FileStore:
 
     async def runs(self) -> Sequence[RunKey]:
         """The runs below the directory, sorted."""
-        return await in_thread(self._runs)
+        return await self._do(self._runs)
 
     async def commit(self, run: RunKey, checkpoint: Checkpoint) -> StoreEntry:
         """Copy a checkpoint in, and make it visible and durable."""
-        return await in_thread(self._commit, self._directory(run), checkpoint)
+        return await self._do(self._commit, self._directory(run), checkpoint)
 
     async def list(self, run: RunKey) -> Sequence[StoreEntry]:
         """The whole checkpoints of a run, by rising step."""
-        stored = await in_thread(list_steps, self._directory(run))
+        stored = await self._do(list_steps, self._directory(run))
         strange = [each for each in stored if each.run != run.run]
         for each in strange:
             _log.warning("%s is left out: it is of run %r", each.directory, each.run)
@@ -64,19 +69,33 @@ class FileStore:
 
     async def fetch(self, run: RunKey, step: int, directory: Path) -> Checkpoint:
         """Copy a checkpoint into an empty directory, every byte verified."""
-        return await in_thread(self._fetch, self._directory(run), step, directory)
+        return await self._do(self._fetch, self._directory(run), step, directory)
 
     async def delete(self, run: RunKey, steps: Collection[int], protected: Collection[int]) -> Sequence[int]:
         """Delete steps, never a protected one."""
-        return await in_thread(delete_steps, self._directory(run), set(steps), set(protected))
+        return await self._do(delete_steps, self._directory(run), set(steps), set(protected))
 
     async def drop_optimizer(self, run: RunKey, steps: Collection[int]) -> Sequence[int]:
         """Drop the optimizer state of steps; they stay whole."""
-        return await in_thread(drop_optimizer, self._directory(run), set(steps))
+        return await self._do(drop_optimizer, self._directory(run), set(steps))
 
     async def sweep(self, run: RunKey, older_than_s: float) -> int:
         """Remove the staging directories and the half-deleted steps of calls that were cut short."""
-        return await in_thread(self._sweep, self._directory(run), older_than_s)
+        return await self._do(self._sweep, self._directory(run), older_than_s)
+
+    async def _do(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Work below the root, which must still be there: a share that is no longer mounted is not an empty one.
+
+        Raises:
+            StoreUnavailableError: The root is gone.
+        """
+
+        def guarded() -> R:
+            if self._seen and not self._root.is_dir():
+                raise StoreUnavailableError(f"the directory {self._root} is gone; is it still mounted?")
+            return work(*args, **kwargs)
+
+        return await in_thread(guarded)
 
     def _directory(self, run: RunKey) -> RunDirectory:
         return RunDirectory(run_path(self._root, run.project, run.run))
@@ -87,6 +106,7 @@ class FileStore:
             probe = self._root / ".art-probe"
             disk.write(probe, b"")
             probe.unlink()
+        self._seen = True
 
     def _runs(self) -> Sequence[RunKey]:
         with disk.disk_errors(f"read {self._root}"):

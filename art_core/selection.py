@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
+from urllib.parse import parse_qsl
 
 from pydantic import ConfigDict
 
@@ -43,7 +44,8 @@ StoreSelection = str | PartOptions | StorePart | CheckpointStore | None
 PublisherSelection = str | PartOptions | PublisherPart | PublisherFactory | Publisher | None
 Selection = EngineSelection | TrainerSelection | StoreSelection | PublisherSelection
 """How a part may be chosen: by name, by an instance of its options, by a part or an object of one's own, or None for
-automatic. A trainer may also be named ``module:callable``, a store by a URL whose scheme is its name."""
+automatic. A trainer may also be named ``module:callable``, a store by a URL whose scheme is its name; what stands
+after a ``?`` in it are other options of that store."""
 
 ANY_URL = "fsspec"
 """The store for URLs whose scheme no plugin is called by."""
@@ -199,7 +201,9 @@ def _named(plugins: Plugins, kind: Kind, name: str, reason: str, given: Given | 
     if kind == "store" and "://" in name:
         scheme = name.partition("://")[0]
         part = plugins.part(kind, scheme if any(entry.name == scheme for entry in installed()) else ANY_URL)
-        return Selected(part, part.options.parse({"url": name}), reason)
+        url, _, query = name.partition("?")
+        given_in_it = dict(parse_qsl(query, keep_blank_values=True))
+        return Selected(part, part.options.parse({**given_in_it, "url": url}), reason)
     if kind == "store" and "/" in name:
         raise ConfigError(f"store is {name!r}; a directory is named by its URL: {Path(name).absolute().as_uri()}")
     part = plugins.part(kind, name)

@@ -1,7 +1,7 @@
 """``art checkpoints delete`` and ``gc``: what is no longer wanted, on this machine or in a store.
 
 The newest step of a run is never deleted. On this machine a run that somebody trains is left alone: its own process
-knows what it serves, and its retention policy is given to the backend.
+knows what it serves, and its retention policy is given to the backend. What would go can be asked of it, too.
 """
 
 from __future__ import annotations
@@ -117,15 +117,14 @@ async def _collect(store: str | None, run: RunKey, retention: Retention, root: P
     from art_core.local_store import LocalStore
 
     if store is None:
+        root = find_own_run(root, str(run)).parents[2]
+    if store is None and not dry_run:
         with _held(run, root) as directory:  # taking the lock has removed what was left
-            there = await FileStore(directory.path.parents[2]).list(run)
-            steps = [each.step for each in there]
+            steps = [each.step for each in await FileStore(root).list(run)]
             plan = _plan(retention, run, root, steps)
-            if dry_run:
-                return Removed(sorted(plan.delete), _would_drop(plan, there), 0, True)
             deleted = await LocalStore().delete(directory.path, plan.delete, steps[-1:])
             return Removed(deleted, await LocalStore().drop_optimizer(directory.path, plan.drop_optimizer), 0, False)
-    opened = store_of(store)
+    opened = FileStore(root) if store is None else store_of(store)
     entries = await opened.list(run)  # none is no error: there may be leftovers
     plan = _plan(retention, run, root, [each.step for each in entries])
     if dry_run:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex, TypedDict
 
+from art_core.checkpoint import StoredCheckpoint
 from art_core.client.config import lora_config
 from art_core.client.keyword import check_keywords
 from art_core.client.model import Model
@@ -63,7 +64,7 @@ class PullArgs(TypedDict, total=False):
     verbose: bool
     """Accepted and ignored: use the loggers named ``art``."""
     s3_bucket: str | None
-    """Bucket that holds it, instead of the run's directory."""
+    """Bucket that holds it; None: the run's directory, else the store that the backend copies to."""
     prefix: str | None
     """What the bucket's keys begin with."""
 
@@ -91,6 +92,10 @@ class PullRunArgs(TypedDict, total=False):
 
 Bucket = Callable[[str, str], CheckpointStore]
 """Makes the store of a bucket and a prefix."""
+
+
+OwnStore = Callable[[], CheckpointStore | None]
+"""Makes the backend's own store; None where it copies nowhere."""
 
 
 Fork = Callable[[ForkSource, ForkTarget], Awaitable[object]]
@@ -215,12 +220,13 @@ async def pull_run(root: Path, store: CheckpointStore, model: Model[Any], option
         await LocalStore().delete(path, set(here[:-1]) - set(held), here[-1:])
 
 
-async def pull_model(root: Path, bucket: Bucket, model: Model[Any], options: PullArgs) -> Path:
+async def pull_model(root: Path, bucket: Bucket, own: OwnStore, model: Model[Any], options: PullArgs) -> Path:
     """Where a checkpoint of a model stands, or a verified copy of it.
 
     Args:
         root: The backend's root of all runs.
         bucket: Makes the store of a bucket that was named.
+        own: Makes the store that the backend copies to: it has what is not here.
         model: Registered or not.
         options: As given.
 
@@ -232,14 +238,29 @@ async def pull_model(root: Path, bucket: Bucket, model: Model[Any], options: Pul
     wanted, copy = options.get("step"), options.get("local_path")
     step = None if wanted is None or wanted == "latest" else step_number("step", wanted)
     require_bucket("s3_bucket", options.get("s3_bucket"), options.get("prefix"))
+    run = RunKey(model.project, model.run_name)
     if name := options.get("s3_bucket"):
-        store, run = bucket(name, options.get("prefix") or ""), RunKey(model.project, model.run_name)
-        if copy is None:
-            return (await pull(store, run, step, root)).directory
-        return await pull_copy(store, run, step, Path(copy))
-    stored = await find_checkpoint(LocalStore(), ForkSource(root, model.project, model.run_name, step))
-    if step not in (None, stored.step):
-        raise CheckpointNotFoundError(
-            f"step {step} of {model.name!r} is not stored; the newest before is {stored.step}"
-        )
+        return await _pulled(bucket(name, options.get("prefix") or ""), run, step, root, copy)
+    try:
+        stored = await _stored_here(root, run, step)
+    except CheckpointNotFoundError:
+        if (store := own()) is None:
+            raise
+        return await _pulled(store, run, step, root, copy)
     return stored.directory if copy is None else (await LocalStore().fetch(stored, Path(copy))).directory
+
+
+async def _pulled(
+    store: CheckpointStore, run: RunKey, step: int | None, root: Path, directory: str | Path | None
+) -> Path:
+    """A step of a store, in a directory of its own or in the run's."""
+    if directory is None:
+        return (await pull(store, run, step, root)).directory
+    return await pull_copy(store, run, step, Path(directory))
+
+
+async def _stored_here(root: Path, run: RunKey, step: int | None) -> StoredCheckpoint:
+    stored = await find_checkpoint(LocalStore(), ForkSource(root, run.project, run.run, step))
+    if step not in (None, stored.step):
+        raise CheckpointNotFoundError(f"step {step} of {run.run!r} is not stored; the newest before is {stored.step}")
+    return stored

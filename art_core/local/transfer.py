@@ -65,7 +65,7 @@ class LocalTransfer(ABC):
         await fork_model(self._path, self._bucket, model, from_model, options, fork)
 
     async def _experimental_pull_model_checkpoint(self, model: Model[Any], **options: Unpack[PullArgs]) -> str:
-        return str(await pull_model(self._path, self._bucket, model, options))
+        return str(await pull_model(self._path, self._bucket, self._own_store, model, options))
 
     async def _experimental_pull_from_s3(self, model: Model[Any], **options: Unpack[PullRunArgs]) -> None:
         check_keywords("_experimental_pull_from_s3", options, PullRunArgs.__annotations__, ())
@@ -85,12 +85,15 @@ class LocalTransfer(ABC):
     def _bucket(self, name: str, prefix: str) -> CheckpointStore:
         return compose_bucket(self._given_store, self._plugins, name, prefix)
 
+    def _own_store(self) -> CheckpointStore | None:
+        return compose_store(self._given_store, self._plugins)
+
     def _place(self, bucket: str | None, prefix: str | None) -> CheckpointStore:
         """A bucket that was named; else the backend's own store."""
         require_bucket("s3_bucket", bucket, prefix)
         if bucket:
             return self._bucket(bucket, prefix or "")
-        store = compose_store(self._given_store, self._plugins)
+        store = self._own_store()
         if store is None:
             raise ConfigError("there is no store to copy to or from; give s3_bucket, or LocalBackend(store=…)")
         return store

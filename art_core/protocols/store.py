@@ -140,6 +140,8 @@ class CheckpointStore(Protocol):
     async def drop_optimizer(self, run: RunKey, steps: Collection[int]) -> Sequence[int]:
         """Drop the optimizer state of steps; they stay whole, and can be verified as before.
 
+        Its bytes go now, or with the next `sweep` that finds them old enough.
+
         Returns:
             The steps that have lost it just now.
 

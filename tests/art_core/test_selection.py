@@ -13,6 +13,7 @@ import pytest
 from pydantic import Field
 
 from art_core.builtin.file import FileStoreOptions
+from art_core.builtin.fsspec import FsspecStoreOptions
 from art_core.builtin.reload import ReloadOptions, ReloadPublisher
 from art_core.capability import FULL, Capabilities, Capability
 from art_core.checkpoint import ADAPTER_CONFIG
@@ -102,6 +103,22 @@ def test_a_directory_as_a_store_is_told_its_url() -> None:
         ConfigError, match="store is '/mnt/my share'; a directory is named by its URL: file:///mnt/my%20"
     ):
         selected("store", "/mnt/my share")
+
+
+def test_a_stores_url_may_carry_its_other_options() -> None:
+    """So that a command, or ART_STORE, can say what a program would say by options."""
+    url = "memory://place/prefix%3F?single_writer=true"
+    for chosen in (
+        select(Plugins(), "store", url, Environment()),
+        select(Plugins(), "store", None, Environment(store=url)),
+    ):
+        assert chosen.options == FsspecStoreOptions(url="memory://place/prefix%3F", single_writer=True)
+    with pytest.raises(ConfigError, match="'fsspec' has no option 'single_writers'; did you mean 'single_writer'"):
+        selected("store", "memory://place?single_writers=true")
+    with pytest.raises(ConfigError, match="option 'single_writer' is 'perhaps'"):
+        selected("store", "memory://place?single_writer=perhaps")
+    with pytest.raises(ConfigError, match="'file' has no option 'b'"):
+        selected("store", "file:///a?b")
 
 
 async def test_objects_of_the_callers_are_used_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -162,6 +162,27 @@ async def test_a_checkpoint_is_pulled_by_step(tmp_path: Path) -> None:
     run.close()
 
 
+async def test_a_checkpoint_that_is_not_here_is_pulled_out_of_the_backends_store(tmp_path: Path) -> None:
+    """On another machine nothing but the store has to be named; what is here is not asked of it."""
+    model, place = art.TrainableModel(name="m", project="p", base_model="tiny"), (tmp_path / "store").as_uri()
+    one, two = (LocalBackend(path=tmp_path / name, store=place) for name in ("one", "two"))
+    run = RunDirectory.create_or_open(tmp_path / "one", "p", "m", "tiny", LoRAConfig())
+    for step in (1, 3):
+        await LocalStore().commit(run.path, stage_step(run.path, step))
+    run.close()
+    await one._experimental_push_to_s3(model)
+    there = tmp_path / "two/p/models/m/checkpoints"
+    assert Path(await two._experimental_pull_model_checkpoint(model, local_path=tmp_path / "copy")) == tmp_path / "copy"
+    assert verify(tmp_path / "copy").step == 3 and not there.exists()
+    assert Path(await two._experimental_pull_model_checkpoint(model)) == there / "0003"
+    (tmp_path / "store").rename(tmp_path / "away")
+    assert Path(await two._experimental_pull_model_checkpoint(model)) == there / "0003"
+    (tmp_path / "away").rename(tmp_path / "store")
+    assert Path(await two._experimental_pull_model_checkpoint(model, step=1)) == there / "0001"
+    with pytest.raises(CheckpointNotFoundError, match="the store has no step 2 of run p/m; its steps: 1, 3"):
+        await two._experimental_pull_model_checkpoint(model, step=2)
+
+
 @pytest.mark.parametrize("step", ["x", "3", 1.5, True, -1])
 async def test_what_is_no_step_is_none(tmp_path: Path, step: Any) -> None:
     """Not the step that it could be made into."""

@@ -36,7 +36,11 @@ from art_core.run_key import RunKey
 
 R = TypeVar("R")
 
-SCHEMA = "create table if not exists files (project, run, step, name, data, primary key (project, run, step, name))"
+SCHEMA = """create table if not exists files (
+    project, run, step, name, data, since default (cast(strftime('%s') as integer)),
+    primary key (project, run, step, name)
+)"""
+INSERT = "insert into files (project, run, step, name, data) values"
 MINE = "from files where project = ? and run = ?"
 
 
@@ -97,14 +101,24 @@ class SqliteStore:
 
     async def drop_optimizer(self, run: RunKey, steps: Collection[int]) -> Sequence[int]:
         def drop(db: sqlite3.Connection, step: int) -> bool:
-            where = (*key(run), step, OPTIMIZER)
-            changed = "update files set name = name || ?, data = x'' where project = ? and run = ? and step = ?"
-            return db.execute(f"{changed} and name = ?", (DROPPED, *where)).rowcount > 0
+            marker = (
+                "insert or ignore into files (project, run, step, name, data) select project, run, step, name || ?, x''"
+            )
+            return (
+                db.execute(f"{marker} {MINE} and step = ? and name = ?", (DROPPED, *key(run), step, OPTIMIZER)).rowcount
+                > 0
+            )
 
         return await self._do(lambda db: [step for step in steps if drop(db, step)])
 
     async def sweep(self, run: RunKey, older_than_s: float) -> int:
-        return 0  # a transaction that was cut short leaves nothing
+        """A transaction that was cut short leaves nothing; what was dropped is marked, and goes here."""
+        marked = f"select step {MINE} and name = ?"
+        old = "since <= cast(strftime('%s') as integer) - ?"
+        where = (*key(run), OPTIMIZER, older_than_s, *key(run), OPTIMIZER + DROPPED)
+        return await self._do(
+            lambda db: db.execute(f"delete {MINE} and name = ? and {old} and step in ({marked})", where).rowcount
+        )
 
     def _commit(self, db: sqlite3.Connection, run: RunKey, checkpoint: Checkpoint) -> StoreEntry:
         manifest = verify(checkpoint.directory, checkpoint.manifest)
@@ -116,7 +130,7 @@ class SqliteStore:
             files |= {name + DROPPED: b"" for name in manifest.files.keys() - set(here)}
             files[MANIFEST] = manifest_bytes(manifest)
             rows = [(*key(run), manifest.step, name, data) for name, data in files.items()]
-            db.executemany("insert into files values (?, ?, ?, ?, ?)", rows)
+            db.executemany(f"{INSERT} (?, ?, ?, ?, ?)", rows)
             standing = manifest
         if content_key(standing) != content_key(manifest):
             raise CommitConflictError(f"another checkpoint stands at step {manifest.step}", step=manifest.step)
@@ -188,7 +202,7 @@ class SqliteObjects(MutableMapping[str, bytes]):
 
     def __setitem__(self, key: str, value: bytes) -> None:
         with transaction(self._path) as db:
-            db.execute("insert or replace into files values (?, ?, ?, ?, ?)", (*_row(key), value))
+            db.execute(INSERT.replace("insert", "insert or replace") + " (?, ?, ?, ?, ?)", (*_row(key), value))
 
     def __delitem__(self, key: str) -> None:
         with transaction(self._path) as db:

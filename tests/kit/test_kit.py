@@ -24,6 +24,7 @@ from art_core.testing.condition import LONGEST_S
 from art_core.testing.family import kill
 from art_core.testing.promise import need, promised, refused
 from art_core.testing.publisher import PublisherBench, steps
+from art_core.testing.store.bench import counterparts
 from tests.architecture.source import CORE, python_files, tree
 
 CLASSES = [each for name, each in vars(art_core.testing).items() if name.endswith("Conformance")]
@@ -108,3 +109,10 @@ async def test_a_publish_that_never_comes_to_the_engine_is_not_waited_for(tmp_pa
     bench = PublisherBench(part, ReloadOptions(), await steps(tmp_path))
     with pytest.raises(pytest.fail.Exception, match="a cancelled publish raises CancelledError; seen: no"):
         await PublisherFailures().test_a_cancelled_publish_leaves_nothing_loaded(bench)
+
+
+def test_objects_are_swapped_by_name_where_names_tell_and_one_by_one_elsewhere() -> None:
+    """A store that names objects by their content may keep fewer of a second step: what both share is there once."""
+    assert counterparts(["r/1/a", "r/1/b"], ["r/2/b", "r/2/c"]) == [("r/1/b", "r/2/b")]
+    assert counterparts(["r/3f", "r/5a", "r/91"], ["r/07", "r/e2"]) == [("r/3f", "r/07"), ("r/5a", "r/e2")]
+    assert counterparts(["r/1"], []) == []

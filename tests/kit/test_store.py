@@ -18,6 +18,10 @@ from art_core.testing import DirectoryObjects, Outage, StoreConformance
 from tests.kit.sqlite_store import SqliteObjects, SqliteStoreOptions, sqlite_part
 
 
+def place_of(options: FileStoreOptions) -> Path:
+    return Path(cast(str, options.url).removeprefix("file://").replace("%20", " "))
+
+
 class TestFileStore(StoreConformance):
     @pytest.fixture(scope="class")
     @classmethod
@@ -32,7 +36,18 @@ class TestFileStore(StoreConformance):
     @pytest.fixture(scope="class")
     @classmethod
     def objects(cls, options: FileStoreOptions) -> DirectoryObjects:
-        return DirectoryObjects(Path(cast(str, options.url).removeprefix("file://").replace("%20", " ")))
+        return DirectoryObjects(place_of(options))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def outage(cls, options: FileStoreOptions) -> Outage:
+        @contextmanager
+        def not_mounted() -> Iterator[None]:
+            away = place_of(options).rename(place_of(options).with_name("away"))
+            yield
+            away.rename(place_of(options))
+
+        return not_mounted
 
 
 class MemoryObjects(MutableMapping[str, bytes]):

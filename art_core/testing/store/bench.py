@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +145,23 @@ async def is_whole(store: CheckpointStore, run: RunKey, entry: StoreEntry, direc
     return True
 
 
+async def leaves_young(store: CheckpointStore, run: RunKey, objects: Objects) -> None:
+    """Sweep what is older than an hour: nothing, for all of it was made just now."""
+    before = dict(objects)
+    swept = await store.sweep(run, 3600.0)
+    promised(swept == 0 and dict(objects) == before, "sweep leaves what is younger than it was told", swept)
+
+
 def added(objects: Objects, before: Mapping[str, bytes] | set[str]) -> list[str]:
     """Names of what has come since, sorted."""
     return sorted(set(objects) - set(before))
+
+
+def counterparts(mine: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
+    """The objects of a step beside those of another that could be taken for them: of the same name, else any.
+
+    Where names say nothing there may be more objects on one side: a store may keep what two steps share once.
+    """
+    names = {key.rpartition("/")[2]: key for key in others}
+    same = [(key, names[name]) for key in mine if (name := key.rpartition("/")[2]) in names]
+    return same or list(zip(mine, others, strict=False))

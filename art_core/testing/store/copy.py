@@ -14,7 +14,7 @@ from art_core.run_key import RunKey
 from art_core.testing.adapter import AdapterShape
 from art_core.testing.promise import promised, refused
 from art_core.testing.shelf import Shelf
-from art_core.testing.store.bench import Maker, Objects, StoreCase, added, fetched
+from art_core.testing.store.bench import Maker, Objects, StoreCase, added, counterparts, fetched
 
 
 class StoreCopies(StoreCase):
@@ -68,15 +68,12 @@ class StoreCopies(StoreCase):
         """A file or a manifest of another step, even of the same size, is refused by name."""
         before = set(objects)
         first = await store.commit(run, shelf.stage(1, AdapterShape(1)))
-        mine = {key.rpartition("/")[2]: key for key in added(objects, before)}
+        mine = added(objects, before)
         between = set(objects)
         await store.commit(run, shelf.stage(2, AdapterShape(2)))
-        others = {key.rpartition("/")[2]: key for key in added(objects, between)}
-        same = sorted(mine.keys() & others.keys())
-        pairs = [(mine[name], others[name]) for name in same]
-        swaps = pairs or list(zip(sorted(mine.values()), sorted(others.values()), strict=True))
-        promised(swaps, "what is committed stands in the place that `objects` shows", [*mine, *others])
-        for number, (one, other) in enumerate(swaps):
+        pairs = counterparts(mine, others := added(objects, between))
+        promised(pairs, "what is committed stands in the place that `objects` shows", [*mine, *others])
+        for number, (one, other) in enumerate(pairs):
             whole = objects[one]
             if whole != objects[other]:
                 objects[one] = objects[other]

@@ -1,4 +1,4 @@
-"""What a store promises where several commit at once, and where one that commits or deletes is killed."""
+"""What a store promises where several commit at once, and where one that commits, deletes or drops is killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from art_core.capability import Capability
-from art_core.checkpoint import Checkpoint
+from art_core.checkpoint import OPTIMIZER, Checkpoint
 from art_core.part import StorePart
 from art_core.protocols.store import CheckpointStore, StoreEntry
 from art_core.run_key import RunKey
@@ -20,7 +20,7 @@ from art_core.testing.adapter import AdapterShape
 from art_core.testing.condition import LONGEST_S
 from art_core.testing.promise import need, promised
 from art_core.testing.shelf import Shelf
-from art_core.testing.store.bench import Maker, Objects, StoreCase, added, fetched, is_whole
+from art_core.testing.store.bench import Maker, Objects, StoreCase, added, fetched, is_whole, leaves_young
 
 COMMITTERS = 8
 KILLS = 6
@@ -28,7 +28,7 @@ DELETED = 8
 
 
 class StoreRaces(StoreCase):
-    """Tests of several committers, and of one that is killed at committing or deleting."""
+    """Tests of several committers, and of one that is killed at committing, deleting or dropping."""
 
     async def test_one_of_several_committers_wins(
         self, store: CheckpointStore, part: StorePart, make: Maker, run: RunKey, shelf: Shelf, tmp_path: Path
@@ -95,6 +95,7 @@ class StoreRaces(StoreCase):
             promised({*range(attempt)} <= steps, "a killed commit costs no other checkpoint", steps)
             await make().commit(run, shelf.stage(attempt, shape))
         await store.delete(run, range(KILLS), [])
+        await leaves_young(store, run, objects)
         await store.sweep(run, 0.0)
         promised(not added(objects, before), "sweep removes what killed commits left", added(objects, before))
 
@@ -120,6 +121,25 @@ class StoreRaces(StoreCase):
         await store.delete(run, [0], [])
         await store.sweep(run, 0.0)
         promised(not added(objects, before), "sweep removes what killed deletes left", added(objects, before))
+
+    async def test_a_killed_drop_leaves_whole_checkpoints(
+        self, store: CheckpointStore, make: Maker, run: RunKey, shelf: Shelf, tmp_path: Path
+    ) -> None:
+        """A crash at any instant of `drop_optimizer` costs no checkpoint; the same drop then succeeds."""
+        drop_s = 0.0
+        for attempt, steps in enumerate((range(KILLS), range(KILLS, 2 * KILLS))):
+            for step in steps:
+                await store.commit(run, shelf.stage(step, AdapterShape(step)))
+            if attempt:
+                await _killed(make, partial(_drop, run=run, steps=steps), drop_s / 2)
+                whole = await _whole(make(), run, tmp_path, "what a killed drop leaves is whole")
+                promised({*steps} <= whole, "a killed drop costs no checkpoint", whole)
+            start = time.monotonic()
+            await make().drop_optimizer(run, steps)
+            drop_s = time.monotonic() - start
+            left = [each.step for each in await store.list(run) if OPTIMIZER not in each.dropped]
+            promised(not left, "the same drop then succeeds", left)
+        await store.delete(run, range(2 * KILLS), [])
 
 
 async def _whole(store: CheckpointStore, run: RunKey, directory: Path, what: str) -> set[int]:
@@ -187,3 +207,7 @@ async def _commit(store: CheckpointStore, run: RunKey, checkpoint: Checkpoint) -
 
 async def _delete(store: CheckpointStore, run: RunKey, steps: Collection[int]) -> None:
     await store.delete(run, steps, [])
+
+
+async def _drop(store: CheckpointStore, run: RunKey, steps: Collection[int]) -> None:
+    await store.drop_optimizer(run, steps)

@@ -246,8 +246,18 @@ def test_what_is_refused(root: Path) -> None:
         done = run(root, *arguments)
         assert isinstance(done.exception, ConfigError) and message in str(done.exception), done.exception
     holder = RunDirectory.create_or_open(root, "p", "r", "tiny", LoRAConfig())
+    staged = holder.stage()
     assert isinstance(run(root, "gc", "--run", "p/r").exception, RunLockedError)
+    assert data(root, "gc", "--run", "p/r", "--keep", "latest=2", "--dry-run")["deleted"] == [0, 1, 2]
+    assert staged.exists(), "a dry run beside a training touches nothing of it"
     holder.close()
+
+
+def test_rules_are_read_with_the_history_of_the_run_that_the_path_names(root: Path) -> None:
+    """The path may be the run's own directory."""
+    rule = ("gc", "--run", "p/r", "--keep", "best=val/reward")
+    for dry in (("--dry-run",), ()):
+        assert data(root / "p/models/r", *rule, *dry)["deleted"] == [0, 2, 3]
 
 
 @pytest.mark.parametrize("where", ["here", "in a store"])
