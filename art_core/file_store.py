@@ -8,6 +8,7 @@ makes one winner among any number of committers, on every file system whose lock
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -40,7 +41,7 @@ class FileStore:
     """Keeps copies below a directory; see `art_core.protocols.store`.
 
     Args:
-        root: Directory of all projects; made when it is needed, but not again once it was seen.
+        root: Directory of all projects; made by `check`, or the first commit, and never again.
     """
 
     def __init__(self, root: Path) -> None:
@@ -57,6 +58,8 @@ class FileStore:
 
     async def commit(self, run: RunKey, checkpoint: Checkpoint) -> StoreEntry:
         """Copy a checkpoint in, and make it visible and durable."""
+        if not self._seen:
+            await self.check()
         return await self._do(self._commit, self._directory(run), checkpoint)
 
     async def list(self, run: RunKey) -> Sequence[StoreEntry]:
@@ -84,15 +87,15 @@ class FileStore:
         return await self._do(self._sweep, self._directory(run), older_than_s)
 
     async def _do(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Work below the root, which must still be there: a share that is no longer mounted is not an empty one.
+        """Work below the root, which must be there: a share that is not mounted is no empty store.
 
         Raises:
-            StoreUnavailableError: The root is gone.
+            StoreUnavailableError: The root is not there.
         """
 
         def guarded() -> R:
-            if self._seen and not self._root.is_dir():
-                raise StoreUnavailableError(f"the directory {self._root} is gone; is it still mounted?")
+            if not self._root.is_dir():
+                raise StoreUnavailableError(f"there is no directory {self._root}; is it mounted, and the path right?")
             return work(*args, **kwargs)
 
         return await in_thread(guarded)
@@ -103,7 +106,7 @@ class FileStore:
     def _check(self) -> None:
         with disk.disk_errors(f"use {self._root} as a store"):
             disk.make_directory(self._root)
-            probe = self._root / ".art-probe"
+            probe = self._root / f".art-probe-{uuid.uuid4().hex}"  # others may be making sure, too
             disk.write(probe, b"")
             probe.unlink()
         self._seen = True

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from pydantic_core import to_json
 from rich.console import Console
 from rich.text import Text
 
@@ -83,6 +84,8 @@ def version_() -> None:
 def run() -> NoReturn:
     """Run the command line; an error of ours ends it with one line, never with a traceback.
 
+    With ``--json`` the error is the document on the standard output, too.
+
     Raises:
         SystemExit: Always. The code is 2 where something is set or installed wrongly, 1 where a run failed, 130 after
             Ctrl-C.
@@ -90,8 +93,10 @@ def run() -> NoReturn:
     try:
         app()
     except ArtError as error:
-        line = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        Console(stderr=True).print(Text(line, style="red"), soft_wrap=True)
+        name, told = type(error).__name__, " ".join(str(error).split())
+        if "--json" in sys.argv:
+            typer.echo(to_json({"error": name, "message": told}, indent=1))
+        Console(stderr=True).print(Text(f"{name}: {told}", style="red"), soft_wrap=True)
         if Environment.read().debug:
             traceback.print_exception(error)
         sys.exit(2 if isinstance(error, ConfigError | PluginError) else 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from art_core import disk
 from art_core.cli.store import key_of
 from art_core.errors import ConfigError, nearest
 
@@ -17,22 +18,27 @@ def find_runs(path: Path, run: str | None = None) -> list[Path]:
 
     Raises:
         ConfigError: It is none of these, or it holds no such run.
+        StoreError: The system refuses to look.
     """
     path = path.absolute()
-    if path.name == "checkpoints" and path.is_dir():
-        runs = [path.parent]
-    elif (path / "checkpoints").is_dir():
-        runs = [path]
-    else:
-        # the second pattern: a directory of roots, as the demo leaves one for each of its runs
-        patterns = ("*/models/*/checkpoints", "*/*/models/*/checkpoints")
-        runs = sorted(each.parent for pattern in patterns for each in path.glob(pattern) if each.is_dir())
+    with disk.disk_errors(f"look for runs in {path}"):
+        runs = _runs(path)
     if not runs:
         raise ConfigError(
             f"there is no run in {path}; give --path a root (.art unless told otherwise), a run's directory "
             f"(<root>/<project>/models/<run>) or its checkpoints directory"
         )
     return runs if run is None else _named(runs, str(key_of(run)), path)
+
+
+def _runs(path: Path) -> list[Path]:
+    if path.name == "checkpoints" and path.is_dir():
+        return [path.parent]
+    if (path / "checkpoints").is_dir():
+        return [path]
+    # the second pattern: a directory of roots, as the demo leaves one for each of its runs
+    patterns = ("*/models/*/checkpoints", "*/*/models/*/checkpoints")
+    return sorted(each.parent for pattern in patterns for each in path.glob(pattern) if each.is_dir())
 
 
 def find_run(path: Path, run: str) -> Path:

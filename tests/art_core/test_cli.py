@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib.metadata import version
@@ -164,6 +165,13 @@ def test_the_exit_code_tells_settings_from_runs(
         program.run()
     assert end.value.code == code
     assert capsys.readouterr().err == f"{type(error).__name__}: a [bold] b\n"
+
+
+def test_with_json_an_error_is_a_document_too(tmp_path: Path) -> None:
+    done = art("checkpoints", "list", "--path", str(tmp_path), "--json", ART_CACHE=str(tmp_path))
+    assert done.returncode == 2 and done.stderr.startswith("ConfigError: there is no run in")
+    assert json.loads(done.stdout)["error"] == "ConfigError"
+    assert f"ConfigError: {json.loads(done.stdout)['message']}\n" == done.stderr
 
 
 def test_the_command_line_loads_no_heavy_library() -> None:

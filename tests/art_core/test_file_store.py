@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -16,7 +17,7 @@ from art_core.builtin.file import FileStoreOptions
 from art_core.capability import Capability
 from art_core.checkpoint import ADAPTER, Checkpoint, StoredCheckpoint
 from art_core.config import Environment, LoRAConfig
-from art_core.errors import CheckpointCorruptError, ConfigError, StoreError
+from art_core.errors import CheckpointCorruptError, ConfigError, StoreError, StoreUnavailableError
 from art_core.file_store import FileStore
 from art_core.local_store import LocalStore
 from art_core.part import StorePart
@@ -75,6 +76,27 @@ async def test_a_place_that_can_not_be_used_is_refused(tmp_path: Path) -> None:
             await store.check()
         with pytest.raises(StoreError, match=str(tmp_path / "file")):
             await store.commit(KEY, staged(tmp_path, 1))
+
+
+async def test_many_may_make_sure_at_once_and_leave_nothing(tmp_path: Path) -> None:
+    """As where several machines start on one share."""
+    for _ in range(10):
+        await asyncio.gather(*(FileStore(tmp_path / "store").check() for _ in range(16)))
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+async def test_a_place_that_is_not_there_is_no_empty_one(tmp_path: Path) -> None:
+    """A share that is not mounted, or a URL with a slip: only `check` and a first commit make the directory."""
+    store = FileStore(tmp_path / "store")
+    calls: list[Callable[[], Awaitable[object]]] = [store.runs, lambda: store.list(KEY), lambda: store.sweep(KEY, 0)]
+    for call in calls:
+        with pytest.raises(StoreUnavailableError, match=r"there is no directory .*store; is it mounted"):
+            await call()
+    await store.commit(KEY, staged(tmp_path, 1))
+    (tmp_path / "store").rename(tmp_path / "away")
+    with pytest.raises(StoreUnavailableError, match="is it mounted"):
+        await store.commit(KEY, staged(tmp_path, 2))
+    assert not (tmp_path / "store").exists()
 
 
 async def test_a_step_of_another_run_is_left_out(

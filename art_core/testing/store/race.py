@@ -156,8 +156,14 @@ async def _listing(store: CheckpointStore, run: RunKey) -> set[int]:
 
 
 async def _race(make: Maker, run: RunKey, staged: list[Checkpoint]) -> list[StoreEntry | BaseException]:
-    """Commit all at once, each by a store, a thread and an event loop of its own."""
-    calls = (asyncio.to_thread(lambda each: asyncio.run(make().commit(run, each)), each) for each in staged)
+    """Commit all at once, each by a store, a thread and an event loop of its own, checked as at a start."""
+
+    async def commit(each: Checkpoint) -> StoreEntry:
+        store = make()
+        await store.check()
+        return await store.commit(run, each)
+
+    calls = (asyncio.to_thread(lambda each: asyncio.run(commit(each)), each) for each in staged)
     return list(await asyncio.gather(*calls, return_exceptions=True))
 
 

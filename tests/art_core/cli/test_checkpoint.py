@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from art_core.checkpoint import ADAPTER, MANIFEST, OPTIMIZER, read_manifest
 from art_core.cli.program import app
 from art_core.config import LoRAConfig
-from art_core.errors import ConfigError
+from art_core.errors import ConfigError, StoreError
 from art_core.local_store import LocalStore
 from art_core.run import RunDirectory
 from tests.staged import stage_step
@@ -155,6 +155,11 @@ def test_a_path_without_runs(tmp_path: Path) -> None:
         done = run(command, "--path", str(tmp_path))
         assert isinstance(done.exception, ConfigError)
         assert f"there is no run in {tmp_path}; give --path a root" in str(done.exception)
+
+
+def test_a_path_that_the_system_refuses() -> None:
+    done = run("list", "--path", "x" * 300)
+    assert isinstance(done.exception, StoreError) and "File name too long" in str(done.exception)
 
 
 def test_a_run_without_steps(tmp_path: Path) -> None:
