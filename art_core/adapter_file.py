@@ -35,6 +35,7 @@ _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 _IN_A_LAYER = re.compile(r"\.\d+\..+\.weight$")
 _LAYER = re.compile(r"\.(\d+)\.")
 _REFUSED = {
+    "peft_type": "LORA",
     "use_dora": False,
     "lora_bias": False,
     "fan_in_fan_out": False,

@@ -66,7 +66,9 @@ def test_a_header_of_a_gigabyte_is_refused_without_reading_it(tiny_model: Path, 
         read_adapter(adapter, adaptable_modules(tiny_model), lora_rank=8)
 
 
-@pytest.mark.parametrize(("key", "value"), [("use_dora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2})])
+@pytest.mark.parametrize(
+    ("key", "value"), [("peft_type", "IA3"), ("use_dora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2})]
+)
 def test_what_changes_the_arithmetic_is_refused(tiny_model: Path, adapter: Path, key: str, value: object) -> None:
     edit_config(adapter, **{key: value})
     with pytest.raises(CheckpointCorruptError, match=key):
