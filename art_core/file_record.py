@@ -85,7 +85,8 @@ def copy(source: Path, target: Path) -> FileRecord:
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     piece = memoryview(bytearray(_PIECE_BYTES))
-    with open_regular(source) as (file, _), disk.opened(target, flags) as fd:
+    aside = disk.disk_errors(f"copy {source.name}")  # what fails over the target says nothing of the source
+    with open_regular(source) as (file, _), aside, disk.opened(target, flags) as fd:
         while size := file.readinto(piece):
             disk.write_all(fd, piece[:size])
         os.lseek(fd, 0, os.SEEK_SET)

@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from art_core import disk
 from art_core.checkpoint import MANIFEST, Checkpoint, StoredCheckpoint, check_layout
-from art_core.errors import CheckpointCorruptError, StoreUnavailableError
+from art_core.errors import CheckpointCorruptError, CheckpointError, StoreError, StoreUnavailableError
 from art_core.file_record import corrupt
 from art_core.local_store import (
     commit_step,
@@ -94,11 +94,18 @@ class FileStore:
         """
 
         def guarded() -> R:
-            if not self._root.is_dir():
-                raise StoreUnavailableError(f"there is no directory {self._root}; is it mounted, and the path right?")
-            return work(*args, **kwargs)
+            self._require_root()
+            try:
+                return work(*args, **kwargs)
+            except (CheckpointError, StoreError):
+                self._require_root()  # what has gone meanwhile is why
+                raise
 
         return await in_thread(guarded)
+
+    def _require_root(self) -> None:
+        if not self._root.is_dir():
+            raise StoreUnavailableError(f"there is no directory {self._root}; is it mounted, and the path right?")
 
     def _directory(self, run: RunKey) -> RunDirectory:
         return RunDirectory(run_path(self._root, run.project, run.run))

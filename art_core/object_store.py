@@ -72,11 +72,12 @@ class ObjectStore:
     async def check(self) -> None:
         """Make sure that the bucket can be written, and that it refuses to create what is there."""
         key = f".art-probe/{uuid.uuid4().hex}"
+        write = self._bucket.put if self._single_writer else self._bucket.create
+        first = await write(key, b"")
         try:
             if self._single_writer:
-                await self._bucket.put(key, b"")
                 await self._bucket.list(key)  # the lease needs to know when a mark was written
-            elif not await self._bucket.create(key, b"") or await self._bucket.create(key, b""):
+            elif not first or await self._bucket.create(key, b""):
                 raise CapabilityError(
                     f"{self._what} ignores the condition to write an object only if there is none, so two committers "
                     f"could both win; use another server, or give single_writer=True and train each run on one machine"

@@ -99,6 +99,26 @@ async def test_a_place_that_is_not_there_is_no_empty_one(tmp_path: Path) -> None
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("gone", ["the place", "the staging directory"])
+async def test_a_place_that_goes_amid_a_copy_is_not_taken_for_a_damaged_step(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """What is unavailable is tried again; of the step, which is whole, nobody is told to delete it."""
+    copy_checkpoint = file_store.copy_checkpoint
+
+    def vanishing(source: Checkpoint, directory: Path) -> Checkpoint:
+        directory.rmdir() if gone == "the staging directory" else (tmp_path / "store").rename(tmp_path / "away")
+        return copy_checkpoint(source, directory)
+
+    await store.check()
+    monkeypatch.setattr(file_store, "copy_checkpoint", vanishing)
+    with pytest.raises(
+        StoreError, match="No such file" if gone == "the staging directory" else "is it mounted"
+    ) as seen:
+        await store.commit(KEY, staged(tmp_path, 1))
+    assert seen.value.retryable is (gone == "the place")
+
+
 async def test_a_step_of_another_run_is_left_out(
     store: FileStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
