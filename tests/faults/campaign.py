@@ -45,6 +45,7 @@ from art_core.file_store import FileStore
 from art_core.local_store import LocalStore
 from art_core.run import RunDirectory, run_path
 from art_core.run_key import RunKey
+from art_core.testing.condition import LONGEST_S
 from tests.faults.kill import Call, deadline, in_fork, reap
 from tests.faults.life import COPIES, LORA, PROJECT, RUN, SMALL_BASE, Life, copying_life, real_life, small_life, teller
 from tests.faults.strike import CLIENT, INSTANT, Arms, Strike, Told
@@ -52,9 +53,8 @@ from tests.faults.warm import forked_children
 
 STEPS_A_LIFE = 3
 LIVES_A_RUN = 12
-LIFE_S = 120.0
-GONE_S = 60.0
-"""Within that after its owner's death a process must be gone; how long it took is among the figures."""
+LIFE_S = GONE_S = LONGEST_S
+"""Of a life, and until a process whose owner is dead must be gone; how long that took is among the figures."""
 
 Points = Mapping[str, Counter[str]]
 """Role to kind to how often it occurs in a life."""

@@ -132,7 +132,7 @@ async def test_killed_while_four_streams_run(alive: Alive) -> None:
     """Every stream ends with an error; the same client's next call waits and succeeds by itself.
 
     The engine is suspended once all have begun, and asked for one more, which therefore can't end by itself; the others
-    may have ended before, on a machine that does much else.
+    may have ended before, on a machine that does much else. It is of the base model, to be told from them.
     """
     first, second = await alive.train(), await alive.train()
     lease = alive.backend.route.lease(first)
@@ -146,7 +146,9 @@ async def test_killed_while_four_streams_run(alive: Alive) -> None:
     killed.suspend()
     client = alive.model.openai_client().with_options(max_retries=0)
     messages = [{"role": "user", "content": "Hi"}]
-    waiting = asyncio.create_task(client.chat.completions.create(model="phoenix", messages=messages, max_tokens=2))  # type: ignore[arg-type]
+    base = alive.model.base_model
+    waiting = asyncio.create_task(client.chat.completions.create(model=base, messages=messages, max_tokens=2))  # type: ignore[arg-type]
+    await until(lambda: None in alive.backend.route.in_flight(), "one more is under way")
     start = time.perf_counter()
     noticed_s = await alive.noticed()
     ends = [await end_of(stream) for stream in streams]

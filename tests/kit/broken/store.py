@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ from art_core.testing import DirectoryObjects, StoreConformance
 class CarelessStore(FileStore):
     """Gives out what stands there, tells no names apart by case, wants retries to measure the same, sweeps too much.
 
-    What it deletes it wipes first, step by step, while it is still listed.
+    What it deletes it wipes first, step by step, while it is still listed; a process that is to be killed at it is then
+    still there, however late that comes.
     """
 
     def __init__(self, root: Path) -> None:
@@ -60,6 +62,8 @@ class CarelessStore(FileStore):
                 adapter = self._directory(run).step_directory(entry.step) / ADAPTER
                 adapter.write_bytes(bytes(adapter.stat().st_size))
                 await asyncio.sleep(0.1)
+        if multiprocessing.parent_process() is not None:
+            await asyncio.Event().wait()
         return await super().delete(run, steps, protected)
 
 
