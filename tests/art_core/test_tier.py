@@ -59,7 +59,7 @@ async def machine(tmp_path: Path, remote: FaultyStore) -> AsyncIterator[Machine]
         lora = given.get("lora", LoRAConfig())
         run = RunDirectory.create_or_open(tmp_path / name, KEY.project, KEY.run, "tiny", lora)
         timeouts, retention = (
-            given.get("timeouts", Timeouts(store_wait_s=LONGEST_S)),
+            given.get("timeouts", Timeouts(store_wait_s=LONGEST_S, store_close_s=LONGEST_S)),
             given.get("retention", Retention()),
         )
         store = TieredStore(run, given.get("remote", remote), durable, timeouts, retention)

@@ -370,7 +370,7 @@ async def test_a_start_that_takes_too_long_leaves_nothing(tmp_path: Path) -> Non
 async def test_stop_is_polite_idempotent_and_quiet_about_the_dead(
     make: Callable[..., TrainerWorker], tmp_path: Path
 ) -> None:
-    worker = make()
+    worker = make(Timeouts(trainer_stop_s=LONGEST_S))
     await worker.stop()
     pid = await pid_of(worker)
     await worker.stop()
@@ -382,7 +382,9 @@ async def test_stop_is_polite_idempotent_and_quiet_about_the_dead(
     await worker.stop()
 
 
-async def test_stop_ends_a_step_under_way(worker: TrainerWorker, tmp_path: Path) -> None:
+async def test_stop_ends_a_step_under_way(make: Callable[..., TrainerWorker], tmp_path: Path) -> None:
+    worker = make(Timeouts(trainer_stop_s=LONGEST_S))
+    await worker.start(SPEC, None)
     step = asyncio.create_task(worker.step(make_batch(), asking("wait")))
     await logged(tmp_path / "logs" / "trainer.log", "waiting")
     await worker.stop()

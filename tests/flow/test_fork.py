@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,10 @@ def backend(root: Path, **options: Any) -> LocalBackend:
     return LocalBackend(path=root, engine="torch", trainer="torch", **options)
 
 
-def varied(text: str) -> float:
-    """A reward that differs between most texts."""
-    return sum(text.encode()) % 17 / 17
+def differing() -> Callable[[str], float]:
+    """Rewards that differ, whatever is said: each step must change the weights."""
+    count = itertools.count()
+    return lambda text: float(next(count))
 
 
 def digest(path: Path) -> str:
@@ -74,7 +77,7 @@ async def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) ->
     async with backend(place / "root", store=(place / "store").as_uri(), durable="remote") as door:
         old = model("old", tiny_model)
         await old.register(door)
-        groups = await gather(old, varied, questions=["one"], runs=3)
+        groups = await gather(old, differing(), questions=["one"], runs=3)
         for _ in range(2):
             await door.train(old, groups, learning_rate=3e-3)
     return place / "root"
@@ -103,7 +106,7 @@ async def test_what_is_forked_is_what_is_served_before_and_after_registering(tra
         assert after.get_inference_name() == "after@1"
         assert await says(after) == await says(before) != fresh
 
-        groups = await gather(after, varied, questions=["one"], runs=3)
+        groups = await gather(after, differing(), questions=["one"], runs=3)
         for each in (before, after):  # with the forked optimizer both make the same next step
             assert (await door.train(each, groups, learning_rate=3e-3)).step == 2
         assert served(door, before) == served(door, after)
@@ -241,7 +244,7 @@ async def test_a_reference_run_is_adopted_served_and_trained_on_and_stays_as_it_
         assert f"base model, {str(tiny_model)!r}" in said and "optimizer's state was not kept" in said
         await new.register(door)
         assert served(door, new) == (1, wanted)
-        groups = await gather(new, varied, questions=["one"], runs=3)
+        groups = await gather(new, differing(), questions=["one"], runs=3)
         assert (await door.train(new, groups, learning_rate=1e-3)).step == 2
 
         late = model("late", tiny_model)

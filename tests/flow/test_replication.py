@@ -24,6 +24,7 @@ async def test_a_copy_that_hangs_does_not_hold_up_load_proof_and_flip(tmp_path: 
         assert outcome.metrics["store/lag_steps"] >= step
     assert len(await remote.list(RunKey(PROJECT, RUN))) <= 1, "step 0 at most was copied before the store hung"
     remote.gate.set()
+    await until(lambda: not backend.store.metrics()["store/lag_steps"], "all is copied")
     await backend.close()
     assert [entry.step for entry in await remote.list(RunKey(PROJECT, RUN))] == [0, 1, 2]
 
