@@ -119,6 +119,13 @@ class Life:
         assert (await self.ask(self.model.name)).model == route.policy.name
 
 
+def suspend_trainer(door: LocalBackend, model: art.TrainableModel) -> int:
+    """Suspend the trainer's process; its id."""
+    process_id = door._sessions[model.project, model.name].backend.trainer.process_id
+    psutil.Process(process_id).suspend()
+    return process_id
+
+
 async def asked_for_a_step(door: LocalBackend, model: art.TrainableModel) -> None:
     """Wait until the trainer, whose process is suspended, is asked for a step.
 

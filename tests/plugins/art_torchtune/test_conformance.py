@@ -28,7 +28,7 @@ from art_core.plugins import load_part
 from art_core.testing import TrainerConformance, TrainerParity
 from art_core.testing.condition import until
 from art_core.testing.trainer.bench import LARGE, TrainerBench
-from tests.plugins.art_torchtune.kill import killed, trainer_process
+from tests.plugins.art_torchtune.kill import killed
 
 pytestmark = pytest.mark.heavy
 
@@ -70,7 +70,7 @@ class TestTorchtuneOnLlama(Torchtune, TrainerConformance):
         os.mkfifo(cut / OPTIMIZER)  # whoever writes it waits for a reader
         save = asyncio.create_task(bench.trainer.save(cut))
         await until((cut / ADAPTER).exists, "the save has begun")
-        await killed(trainer_process(), save)
+        await killed(bench.trainer.process_id, save)
         await bench.reset(whole)
         assert await bench.state() == {name: (whole / name).read_bytes() for name in (ADAPTER, OPTIMIZER)}
         assert (await bench.trainer.step(bench.batch(1), LARGE)).updated

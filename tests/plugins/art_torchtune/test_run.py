@@ -14,8 +14,8 @@ import art
 from art.local import LocalBackend
 from art_core.checkpoint import ADAPTER, verify
 from tests.flow.agent import gather
-from tests.plugins.art_torchtune.kill import killed, trainer_process
-from tests.plugins.life import asked_for_a_step
+from tests.plugins.art_torchtune.kill import killed
+from tests.plugins.life import asked_for_a_step, suspend_trainer
 
 pytestmark = pytest.mark.heavy
 
@@ -33,11 +33,10 @@ async def test_a_run_goes_on_with_torchtune_and_survives_a_kill_mid_step(
             assert result.metrics["publish/proved"] == 1.0
             if trainer is torchtune_options:
                 assert result.step == 2
-                process = trainer_process()
-                process.suspend()
+                process_id = suspend_trainer(backend, model)
                 step = asyncio.create_task(backend.train(model, groups, learning_rate=1e-3))
                 await asked_for_a_step(backend, model)
-                await killed(process, step)
+                await killed(process_id, step)
                 assert model.get_inference_name() == "m@2"
                 assert (await backend.train(model, groups, learning_rate=1e-3)).step == 3
     checkpoints = tmp_path / "p" / "models" / "m" / "checkpoints"

@@ -28,7 +28,7 @@ from art_core.testing.condition import TOLD_S, until, within
 from art_core.worker import TrainerWorker
 from tests.flow.agent import by_length, gather
 from tests.plugins.art_torch.trainer_case import digests, make_batch, spec, started
-from tests.plugins.life import asked_for_a_step
+from tests.plugins.life import asked_for_a_step, suspend_trainer
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 
@@ -97,7 +97,7 @@ async def test_plain_rows_learn_what_packed_passes_of_the_torch_trainer_learn(
         await worker.start(spec(tiny_model), saved)
         assert digests(await _saved(worker, tmp_path / "again")) == before
         assert (await worker.step(make_batch(1), CONFIG)).updated
-        await _killed_while_stopped(worker.offload())  # on a CPU it takes no time
+        await _killed_while_stopped(worker, worker.offload())  # on a CPU it takes no time
         assert digests(saved) == before
 
 
@@ -109,11 +109,10 @@ async def test_killed_mid_step_the_last_step_is_served_and_the_next_train_works(
         await model.register(backend)
         groups = await gather(model, by_length)
         assert (await backend.train(model, groups, learning_rate=1e-3)).metrics["publish/proved"] == 1.0
-        process = _process(psutil.Process())
-        process.suspend()
+        process_id = suspend_trainer(backend, model)
         step = asyncio.ensure_future(backend.train(model, groups, learning_rate=1e-3))
         await asked_for_a_step(backend, model)
-        await _ends_with_an_error(process.pid, step)
+        await _ends_with_an_error(process_id, step)
         assert model.get_inference_name() == "m@1"
         result = await backend.train(model, groups, learning_rate=1e-3)
         assert (result.step, result.metrics["publish/proved"]) == (2, 1.0)
@@ -133,12 +132,12 @@ async def _killed_in_save(worker: TrainerWorker, directory: Path) -> None:
     os.mkfifo(directory / ADAPTER)
     save = asyncio.ensure_future(worker.save(directory))
     await until((directory / ADAPTER_CONFIG).exists, "the save has begun")
-    await _ends_with_an_error(_process(psutil.Process()).pid, save)
+    await _ends_with_an_error(worker.process_id, save)
 
 
-async def _killed_while_stopped(call: Coroutine[Any, Any, object]) -> None:
+async def _killed_while_stopped(worker: TrainerWorker, call: Coroutine[Any, Any, object]) -> None:
     """The process is stopped first, so the call is under way when it is killed."""
-    process = _process(psutil.Process())
+    process = psutil.Process(worker.process_id)
     process.suspend()
     running = asyncio.ensure_future(call)
     done, _ = await asyncio.wait({running}, timeout=0.5)
@@ -150,8 +149,3 @@ async def _ends_with_an_error(pid: int, call: asyncio.Future[object]) -> None:
     os.kill(pid, signal.SIGKILL)
     with within(TOLD_S, "a kill is told"), pytest.raises(TrainerUnavailableError, match="was killed by SIGKILL"):
         await call
-
-
-def _process(owner: psutil.Process) -> psutil.Process:
-    (found,) = [each for each in owner.children() if "art_core.worker_server" in each.cmdline()]
-    return found
