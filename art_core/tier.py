@@ -207,7 +207,8 @@ def _require_one_history(here: Sequence[StoredCheckpoint], there: Sequence[Store
     if common and content_key(common[-1]) != content_key(stored[common[-1].step]):
         raise CommitConflictError(
             f"step {common[-1].step} of run {common[-1].run!r} is another one in the store than here: two machines "
-            f"have trained it; delete this machine's steps down to where they agree, or choose another run name",
+            f"have trained it; keep this machine's by a fork under another run name (art checkpoints fork), and go on "
+            f"from the store's once {here[-1].directory.parent} is removed",
             step=common[-1].step,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -259,9 +260,16 @@ async def test_two_machines_that_went_different_ways_are_told(machine: Machine, 
                 await one.ready()
     await left(one)
     again = machine()
-    with pytest.raises(CommitConflictError, match="step 2 of run 'r' is another one in the store than here"):
+    with pytest.raises(CommitConflictError, match="step 2 of run 'r' is another one in the store than here") as told:
         await again.open("tiny")
-    assert [entry.step for entry in await remote.list(KEY)] == [0, 1, 2]
+    await left(again)
+    here = again.run.checkpoints
+    assert f"go on from the store's once {here} is removed" in str(told.value)
+    shutil.rmtree(here)
+    advised = machine()
+    stored = await advised.open("tiny")
+    assert stored is not None and stored.step == 2
+    assert [entry.manifest for entry in await remote.list(KEY)][-1] == stored.manifest
 
 
 @pytest.mark.parametrize(
