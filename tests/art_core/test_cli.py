@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from art_core.cli import program
 from art_core.errors import ArtError, ConfigError, PluginNotFoundError, StaleWeightsError
+from art_core.testing.condition import LONGEST_S
 
 
 def art(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +55,7 @@ def test_what_a_library_does_when_the_interpreter_goes_can_not_change_the_exit_c
     program = "import atexit, os, sys; from art_core.cli import main; atexit.register(os.abort); main()"
     for arguments, code in (("version",), 0), (("model", "pypi:none"), 2):
         done = subprocess.run(
-            [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False, timeout=60
+            [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False, timeout=LONGEST_S
         )
         assert done.returncode == code
         assert "art-core" in done.stdout or "unknown" in done.stderr
@@ -93,7 +94,7 @@ def test_ctrl_c_ends_quietly_at_any_moment(module: str, ignored: bool, code: int
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=LONGEST_S,
     )
     assert (done.returncode, done.stdout) == (code, "" if code else f"{tmp_path}\n")
     assert done.stderr.strip() in ("", "Aborted.")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from art_core.daemon import GivenUpError, in_daemon, until
-from art_core.testing.condition import TOLD_S, within
+from art_core.testing.condition import LONGEST_S, TOLD_S, within
 
 
 async def test_who_is_cancelled_be_it_twice_waits_for_the_end() -> None:
@@ -60,4 +60,4 @@ async def test_what_does_not_end_is_left_behind() -> None:
 
 def test_a_program_ends_though_a_call_does_not() -> None:
     code = "from art_core.daemon import spawn; import threading; spawn(threading.Event().wait)"
-    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", code], timeout=LONGEST_S, check=True)

@@ -77,10 +77,13 @@ async def test_a_commit_that_is_refused_leaves_no_upload_under_way(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is still being written when another file is refused has ended when `commit` raises."""
-    under_way, hash_it, go = set[str](), threading.Event(), threading.Event()
-    upload, record = MemoryBucket.upload, file_record.record_beside
+    under_way, begun, hash_it, go = set[str](), threading.Event(), threading.Event(), threading.Event()
+    upload, record, differs = MemoryBucket.upload, file_record.record_beside, file_record.differs
+    loop = asyncio.get_running_loop()
 
     def hashed(path: Path) -> FileRecord:
+        if path.name == ADAPTER:
+            begun.wait(LONGEST_S)
         if path.name == OPTIMIZER:
             hash_it.wait(LONGEST_S)
         return record(path)
@@ -92,17 +95,21 @@ async def test_a_commit_that_is_refused_leaves_no_upload_under_way(
     async def slow(bucket: MemoryBucket, key: str, path: Path) -> None:
         if path.name == OPTIMIZER:
             under_way.add(path.name)
+            begun.set()
             await in_thread(waiting, path.name)
         await upload(bucket, key, path)
 
+    def refused(*what: Any) -> CheckpointCorruptError:
+        loop.call_later(0.2, hash_it.set)
+        loop.call_later(0.4, go.set)
+        return differs(*what)
+
     monkeypatch.setattr(MemoryBucket, "upload", slow)
+    monkeypatch.setattr(file_record, "differs", refused)
     monkeypatch.setattr(file_record, "record_beside", hashed)
     staged = stage_step(tmp_path / KEY.run, 1)
     data = (staged.directory / ADAPTER).read_bytes()
     (staged.directory / ADAPTER).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    loop = asyncio.get_running_loop()
-    loop.call_later(0.2, hash_it.set)
-    loop.call_later(0.4, go.set)
     with pytest.raises(CheckpointCorruptError, match=ADAPTER):
         await store(url).commit(KEY, staged)
     assert not under_way

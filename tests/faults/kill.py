@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
+import select
 import shutil
 import signal
 import threading
@@ -24,6 +25,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from art_core.testing.condition import LONGEST_S
 
 Call = tuple[Any, str]
 """What owns a function, a module or an object, and the function's name."""
@@ -81,9 +84,25 @@ def in_fork(work: Callable[[], object]) -> int:
     return victim
 
 
+def end_of(victim: int) -> int:
+    """Wait for a fork's end; its status, as `os.waitpid` gives it. One that hangs is killed and fails the test."""
+    fd = os.pidfd_open(victim)
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        ended = poll.poll(LONGEST_S * 1000)
+    finally:
+        os.close(fd)
+    if not ended:
+        os.kill(victim, signal.SIGKILL)
+    _, status = os.waitpid(victim, 0)
+    assert ended, f"a victim goes on after {LONGEST_S:g} s"
+    return status
+
+
 def was_killed(victim: int) -> bool:
     """Wait for a fork's end: whether SIGKILL ended it. One that failed by itself fails the test."""
-    _, status = os.waitpid(victim, 0)
+    status = end_of(victim)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL
         return True

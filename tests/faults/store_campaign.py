@@ -39,7 +39,7 @@ from art_core.object_store import ObjectStore
 from art_core.protocols.store import CheckpointStore
 from art_core.replication import Replicator
 from art_core.run_key import RunKey
-from tests.faults.kill import DISK, Call, hooked, in_fork, killed_at
+from tests.faults.kill import DISK, Call, end_of, hooked, in_fork, killed_at
 from tests.staged import stage_step
 
 KEY = RunKey("p", "r")
@@ -125,8 +125,7 @@ async def check(place: Place, task: Task, local: Path) -> None:
 
 def forked(work: Callable[[], object]) -> None:
     """Do the work in a fork, to its end."""
-    _, status = os.waitpid(in_fork(work), 0)
-    assert status == 0, "it failed; its traceback stands above"
+    assert end_of(in_fork(work)) == 0, "it failed; its traceback stands above"
 
 
 class StoreCampaign:

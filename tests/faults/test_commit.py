@@ -20,7 +20,7 @@ from art_core.errors import CommitConflictError, StoreError
 from art_core.fork import ForkSource, ForkTarget, fork_checkpoint
 from art_core.local_store import LocalStore
 from art_core.run import RunDirectory
-from tests.faults.kill import every_kill, in_fork, killed_at, refusing
+from tests.faults.kill import end_of, every_kill, in_fork, killed_at, refusing
 from tests.staged import stage_step
 
 store = LocalStore()
@@ -286,6 +286,6 @@ def test_committers_that_race_and_die(fresh: Callable[[], Path]) -> None:
 
         pids = [in_fork(lambda each=each: race(each)) for each in staged]
         killed_at(point, lambda run=run: lose(run))
-        codes = sorted(os.WEXITSTATUS(os.waitpid(pid, 0)[1]) for pid in pids)
+        codes = sorted(os.WEXITSTATUS(end_of(pid)) for pid in pids)
         assert codes in ([0, 2], [2, 2])
         assert listed(run) == [0, 1, 2]

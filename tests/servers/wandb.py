@@ -122,7 +122,7 @@ class ArtifactObjects(MutableMapping[str, bytes]):
 
     def _find(self, key: str) -> tuple[Artifact, str]:
         place, _, name = key.rpartition("/")
-        for artifact in self._record.artifacts.values():
+        for artifact in list(self._record.artifacts.values()):  # a client's request may go on in another thread
             if artifact.state == "COMMITTED" and artifact.place == place:
                 return artifact, name
         raise KeyError(key)
