@@ -22,6 +22,7 @@ from starlette.routing import Route
 from art_core.base_model import BaseIdentity, ModelInfo
 from art_core.protocols.engine import Endpoint
 from art_core.server import ServerThread
+from art_core.testing.condition import LONGEST_S
 
 BASE = "base/model"
 KEY = "the-engine's-own-key"
@@ -51,7 +52,7 @@ class FakeEngine:
             ),
             "fake-engine",
         )
-        self._server.start(10)
+        self._server.start(LONGEST_S)
         model = ModelInfo(BaseIdentity(name=BASE, digest="d"), 100, 100, None, "float32")
         self.endpoint = Endpoint(f"http://127.0.0.1:{self._server.port}", KEY, model, 4)
 

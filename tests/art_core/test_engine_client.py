@@ -14,6 +14,7 @@ from art_core.config import Timeouts
 from art_core.engine_client import EngineClient, Outage
 from art_core.errors import EngineUnavailableError
 from art_core.protocols.engine import Endpoint
+from art_core.testing.condition import LONGEST_S
 from tests.staged import BASE
 
 ENDPOINT = Endpoint("http://127.0.0.1:9", "key", ModelInfo(BASE, 1, 1, None, "none"), 2)
@@ -52,8 +53,11 @@ async def test_an_outage_for_good_names_no_time() -> None:
     assert made.retry_after_s() == 3
 
 
-async def test_a_kept_connection_that_the_engine_dropped_is_not_the_requests_fault() -> None:
+async def test_a_kept_connection_that_the_engine_dropped_is_not_the_requests_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A request on it is sent again on a new one; a new connection that is dropped at once is an error."""
+    monkeypatch.setattr("art_core.engine_connection._IDLE_S", LONGEST_S)
     seen: list[int] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

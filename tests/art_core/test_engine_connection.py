@@ -69,6 +69,12 @@ def answering(answer: bytes, *, bytewise: bool = False) -> Script:
 POOL_S = 60.0
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that waits is kept however long a test pauses."""
+    monkeypatch.setattr("art_core.engine_connection._IDLE_S", POOL_S)
+
+
 @pytest.mark.parametrize("bytewise", [False, True])
 @pytest.mark.parametrize(
     ("answer", "status", "kind", "body"),
