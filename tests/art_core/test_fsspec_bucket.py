@@ -33,7 +33,7 @@ from art_core.object_layout import keys_of, place_of
 from art_core.object_store import ObjectStore
 from art_core.protocols.store import StoreEntry
 from art_core.run_key import RunKey
-from art_core.testing.condition import LONGEST_S, TOLD_S, within
+from art_core.testing.condition import LONGEST_S, TOLD_S, until, within
 from tests.staged import stage_step
 
 KEY = RunKey("p", "r")
@@ -292,7 +292,7 @@ async def test_nobody_waits_for_a_driver_that_does_not_answer(url: str, monkeypa
     asked, go = threading.Event(), threading.Event()
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *_, **__: asked.set() or go.wait())
     call = asyncio.create_task(MemoryBucket(url, {}).get("key", 1))
-    await asyncio.to_thread(asked.wait)
+    await until(lambda: asked.is_set() or call.done(), "the driver is asked")
     with within(TOLD_S, "a cancelled call ends"):
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
