@@ -15,10 +15,11 @@ import asyncio
 import random
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from art_core.bucket import Bucket
-from art_core.errors import StoreUnavailableError
+from art_core.daemon import PATIENCE_S
+from art_core.errors import StoreError, StoreUnavailableError
 
 LIFE_S = 60.0
 
@@ -36,9 +37,22 @@ async def lease(bucket: Bucket, prefix: str, wait_s: float = _WAIT_S) -> AsyncIt
         wait_s: Longest wait for others.
 
     Raises:
-        StoreUnavailableError: Others held it all the while.
+        StoreUnavailableError: Others held it all the while, or the bucket does not answer.
     """
-    key, pause_s = f"{prefix}{uuid.uuid4().hex}", _FIRST_PAUSE_S
+    key = f"{prefix}{uuid.uuid4().hex}"
+    try:
+        await _wait(bucket, prefix, key, wait_s)
+        yield
+    except BaseException:
+        with suppress(StoreError, TimeoutError):  # what came first is told
+            async with asyncio.timeout(PATIENCE_S):  # the server may be silent
+                await bucket.delete([key])  # or it would keep others waiting for a minute
+        raise
+    await bucket.delete([key])
+
+
+async def _wait(bucket: Bucket, prefix: str, key: str, wait_s: float) -> None:
+    pause_s = _FIRST_PAUSE_S
     try:
         async with asyncio.timeout(wait_s):
             while not await _alone(bucket, prefix, key):
@@ -46,12 +60,7 @@ async def lease(bucket: Bucket, prefix: str, wait_s: float = _WAIT_S) -> AsyncIt
                 await asyncio.sleep(random.uniform(0, pause_s))
                 pause_s = min(2 * pause_s, _LAST_PAUSE_S)
     except TimeoutError as error:
-        await bucket.delete([key])
         raise StoreUnavailableError(f"others held the lease below {prefix!r} for {wait_s:g} s; try again") from error
-    try:
-        yield
-    finally:
-        await bucket.delete([key])
 
 
 async def _alone(bucket: Bucket, prefix: str, key: str) -> bool:
