@@ -10,11 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from art_core import daemon
 from art_core.daemon import GivenUpError, in_daemon, until
 from art_core.testing.condition import LONGEST_S, TOLD_S, within
 
 
-async def test_who_is_cancelled_be_it_twice_waits_for_the_end() -> None:
+async def test_who_is_cancelled_be_it_twice_waits_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "PATIENCE_S", LONGEST_S)
     begun, ended = threading.Event(), threading.Event()
 
     def endless() -> Iterator[int]:
@@ -29,7 +31,7 @@ async def test_who_is_cancelled_be_it_twice_waits_for_the_end() -> None:
             ended.set()
 
     call = asyncio.create_task(in_daemon(work))
-    await asyncio.to_thread(begun.wait)
+    assert await asyncio.to_thread(begun.wait, LONGEST_S)
     call.cancel()
     await asyncio.sleep(0)
     call.cancel()
@@ -50,7 +52,7 @@ async def test_what_it_raises_is_raised() -> None:
 async def test_what_does_not_end_is_left_behind() -> None:
     begun, end = threading.Event(), threading.Event()
     call = asyncio.create_task(in_daemon(lambda _: begun.set() or end.wait()))
-    await asyncio.to_thread(begun.wait)
+    assert await asyncio.to_thread(begun.wait, LONGEST_S)
     with within(TOLD_S, "a cancelled call ends"):
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
