@@ -74,7 +74,7 @@ SCENARIOS: dict[type[ArtError], tuple[Scenario, str]] = {
     errors.CheckpointError: (by.checkpoint, "adapter_model.bin.*not allowed.*allowed: .json"),
     errors.CheckpointCorruptError: (by.checkpoint_corrupt, f"{ADAPTER} has .* bytes, sha256.*; delete that step"),
     errors.StoreError: (by.store_fails, "state.json line 1 is damaged.*restore the file"),
-    errors.StoreUnavailableError: (by.store_unavailable, "below s3://b/ now: .*127.0.0.1:9"),
+    errors.StoreUnavailableError: (by.store_unavailable, "can.t create s3://b/.art-probe/.* now: .*127.0.0.1:9"),
     errors.CheckpointNotFoundError: (by.checkpoint_not_found, "nobody has no checkpoint.*name another run"),
     errors.CommitConflictError: (by.commit_conflict, "another checkpoint stands at .*; delete step"),
     errors.RunLockedError: (by.run_locked, r"held by process \d+ on .* since .*, which is this one: close the backend"),
