@@ -8,7 +8,6 @@ makes one winner among any number of committers, on every file system whose lock
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -113,9 +112,9 @@ class FileStore:
     def _check(self) -> None:
         with disk.disk_errors(f"use {self._root} as a store"):
             disk.make_directory(self._root)
-            probe = self._root / f".art-probe-{uuid.uuid4().hex}"  # others may be making sure, too
+            probe = self._root / ".art-probe"  # one name: what a kill leaves goes with the next
             disk.write(probe, b"")
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # others may be making sure, too
         self._seen = True
 
     def _runs(self) -> Sequence[RunKey]:

@@ -79,7 +79,9 @@ async def test_a_place_that_can_not_be_used_is_refused(tmp_path: Path) -> None:
 
 
 async def test_many_may_make_sure_at_once_and_leave_nothing(tmp_path: Path) -> None:
-    """As where several machines start on one share."""
+    """As where several machines start on one share; nor does what a kill left stay."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / ".art-probe").touch()
     for _ in range(10):
         await asyncio.gather(*(FileStore(tmp_path / "store").check() for _ in range(16)))
     assert list((tmp_path / "store").iterdir()) == []
